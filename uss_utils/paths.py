@@ -1,0 +1,92 @@
+"""The only builder of paths, and the only way the package replaces a file.
+
+Two environment variables move the two things that grow: ``USS_DATA`` (data sets,
+downloads, caches) and ``USS_RUNS`` (what runs write).
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def repo_root() -> Path:
+    """Folder that holds ``uss_utils``, ``notebooks`` and ``data``."""
+    return Path(__file__).resolve().parent.parent
+
+
+def weights_dir() -> Path:
+    """Folder of the weights that ship with the course."""
+    return repo_root() / "data"
+
+
+def notebooks_dir() -> Path:
+    """Folder of the notebooks."""
+    return repo_root() / "notebooks"
+
+
+def data_dir() -> Path:
+    """Folder of data sets and caches: ``$USS_DATA`` or ``data/``."""
+    return Path(os.environ.get("USS_DATA") or repo_root() / "data").expanduser()
+
+
+def cache_dir() -> Path:
+    """Folder of feature caches and downloads."""
+    return data_dir() / "cache"
+
+
+def runs_dir() -> Path:
+    """Folder that runs write to: ``$USS_RUNS`` or ``runs/``."""
+    return Path(os.environ.get("USS_RUNS") or repo_root() / "runs").expanduser()
+
+
+def dataset_root(name: str, root: str | Path | None = None) -> Path:
+    """Folder of a data set that has to exist already.
+
+    Args:
+        name: folder name under :func:`data_dir`, used when ``root`` is None.
+        root: the user's own folder.
+
+    Raises:
+        FileNotFoundError: the folder is absent; the message names the ways to set it.
+    """
+    folder = Path(root).expanduser() if root is not None else data_dir() / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no data set folder at {folder}. Give its place with --data-root "
+            "(notebooks: DATA_ROOT), or put the set under $USS_DATA/" + name
+        )
+    return folder
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    Yields a temporary path in the same folder; it replaces ``path`` when the block
+    ends without an error and is removed otherwise. A killed process can leave only a
+    ``.tmp-*`` file behind, never a half-written ``path``.
+
+    Args:
+        path: the file to create or replace; missing folders are made.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full (``path`` is untouched).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=".tmp-", suffix=path.suffix, dir=path.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # A rename is only durable once the content is: sync before replacing.
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
