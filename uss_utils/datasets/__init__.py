@@ -1,0 +1,226 @@
+"""The table of data sets and the one function that opens them.
+
+>>> from uss_utils import datasets
+>>> train = datasets.load("scenes", "train")
+>>> image, label = train.batch(range(8))
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from uss_utils.datasets import inventory
+from uss_utils.datasets.base import SegmentationDataset, Subset
+from uss_utils.datasets.camvid import SPLITS as CAMVID_SPLITS
+from uss_utils.datasets.camvid import CamVid
+from uss_utils.datasets.folder import FolderDataset
+from uss_utils.datasets.labels import CLASS_NAMES, palette
+from uss_utils.datasets.transforms import Transform
+
+__all__ = [
+    "DATASETS",
+    "DatasetInfo",
+    "SegmentationDataset",
+    "Subset",
+    "Transform",
+    "check",
+    "load",
+    "names",
+]
+
+SCENES_SIZE = 128
+# Number of generated images per split.
+SCENES_SPLITS = {"train": 200, "val": 150, "pretrain": 2000}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One row of the table of data sets.
+
+    Attributes:
+        description: one line.
+        licence: terms of use.
+        splits: names of the splits; empty where the user's folder decides.
+        legend: class names and palette, computed when asked for; names are empty
+            where the user's data decide.
+        loader: ``(split, root, size, limit, transform, **options)`` to data set.
+        checker: ``(root)`` to a report of what is there.
+        options: names of the reader's own options.
+    """
+
+    description: str
+    licence: str
+    splits: tuple[str, ...]
+    legend: Callable[[], tuple[tuple[str, ...], np.ndarray]]
+    loader: Callable[..., SegmentationDataset] = field(repr=False)
+    checker: inventory.Checker = field(repr=False)
+    options: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, index = id."""
+        return self.legend()[0]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Class colours, uint8 (K, 3)."""
+        return self.legend()[1]
+
+
+def _thin(data: SegmentationDataset, limit: int | None) -> SegmentationDataset:
+    """At most ``limit`` items, evenly spaced: neighbouring frames look alike."""
+    if limit is None or limit >= len(data):
+        return data
+    return data.subset(np.linspace(0, len(data) - 1, limit).round().astype(int))
+
+
+def _geometry(size, transform: Transform | None) -> Transform | None:
+    """Transform of a file set: a pair squeezes the image, a number cuts the centre."""
+    if size is None:
+        return transform
+    if transform is not None:
+        raise ValueError(
+            f"size {size} and a transform were both given; put the size into the "
+            "transform"
+        )
+    return Transform("resize" if isinstance(size, tuple | list) else "center", size)
+
+
+def _open_camvid(split, root, size, limit, transform) -> SegmentationDataset:
+    return _thin(CamVid(split, root, _geometry(size, transform)), limit)
+
+
+def _open_folder(split, root, size, limit, transform, **options) -> SegmentationDataset:
+    geometry = _geometry(size, transform)
+    return _thin(FolderDataset(root, split, transform=geometry, **options), limit)
+
+
+def _scenes(kind: str) -> dict:
+    """The parts of a table row that differ between generated and stored sets."""
+
+    def legend():
+        from uss_utils.datasets import scenes
+
+        if kind == "street":
+            return scenes.STREET_CLASSES, scenes.STREET_PALETTE
+        return scenes.AERIAL_CLASSES, scenes.AERIAL_PALETTE
+
+    def loader(split, root, size, limit, transform, seed=0) -> SegmentationDataset:
+        from uss_utils.datasets.scenes import Scenes
+
+        n = SCENES_SPLITS[split] if limit is None else limit
+        size = SCENES_SIZE if size is None else size
+        return Scenes(kind, split, n, size=size, seed=seed, transform=transform)
+
+    return {"legend": legend, "loader": loader, "options": ("seed",)}
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "scenes": DatasetInfo(
+        description="generated street scenes, 7 classes, exact labels",
+        licence="MIT, as this repository",
+        splits=tuple(SCENES_SPLITS),
+        checker=inventory.check_generated("scenes"),
+        **_scenes("street"),
+    ),
+    "scenes-aerial": DatasetInfo(
+        description="generated aerial views, 6 classes, exact labels",
+        licence="MIT, as this repository",
+        splits=tuple(SCENES_SPLITS),
+        checker=inventory.check_generated("scenes-aerial"),
+        **_scenes("aerial"),
+    ),
+    "camvid": DatasetInfo(
+        description="CamVid, 701 frames of a drive, 11 classes",
+        licence="CC BY-NC 4.0",
+        splits=tuple(CAMVID_SPLITS),
+        legend=lambda: (CLASS_NAMES["camvid11"], palette("camvid11")),
+        loader=_open_camvid,
+        checker=inventory.check_camvid,
+    ),
+    "folder": DatasetInfo(
+        description="your own images, labels optional",
+        licence="yours",
+        splits=(),
+        legend=lambda: ((), np.zeros((0, 3), dtype=np.uint8)),
+        loader=_open_folder,
+        checker=inventory.check_folder,
+        options=("classes", "ignore"),
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all data sets."""
+    return tuple(DATASETS)
+
+
+def _info(name: str) -> DatasetInfo:
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def load(
+    name: str,
+    split: str = "train",
+    root: str | Path | None = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    transform: Transform | None = None,
+    **options,
+) -> SegmentationDataset:
+    """Open one split of a data set.
+
+    Args:
+        name: one of :func:`names`.
+        split: name of the split.
+        root: folder of a stored set; None: its folder under the data folder. Generated
+            sets need none.
+        size: generated sets: side of the image that is drawn (default 128). Stored
+            sets: shorthand for a transform, (H, W) resizes to that size, one number
+            cuts the square centre.
+        limit: at most this many items: the first ones of a generated set, evenly
+            spaced ones of a stored set, whose neighbours look alike.
+        transform: geometry, instead of ``size``.
+        **options: of the reader: ``seed`` (generated sets), ``classes`` and ``ignore``
+            (folder).
+
+    Raises:
+        ValueError: unknown data set, split or option, or settings that make no sense.
+        FileNotFoundError: the set is not there; the message says how to get it.
+    """
+    info = _info(name)
+    if info.splits and split not in info.splits:
+        raise ValueError(
+            f"data set {name!r} has no split {split!r}; known: {', '.join(info.splits)}"
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit} leaves no images; give at least 1, or None")
+    strange = sorted(options.keys() - set(info.options))
+    if strange:
+        raise ValueError(
+            f"data set {name!r} has no option {strange[0]!r}; "
+            f"known: {', '.join(info.options) or 'none'}"
+        )
+    return info.loader(split, root, size, limit, transform, **options)
+
+
+def check(name: str, root: str | Path | None = None) -> inventory.Report:
+    """Look for a data set without opening it.
+
+    Args:
+        name: one of :func:`names`.
+        root: folder of a stored set; None: its folder under the data folder.
+
+    Returns:
+        A report that prints as one line per item and, if anything is missing, the
+        step that gets it.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    return _info(name).checker(root)

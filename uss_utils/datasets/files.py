@@ -1,0 +1,239 @@
+"""Reading photographs and label maps from files, the same way for every file set."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.datasets.labels import FORBIDDEN
+from uss_utils.datasets.transforms import Transform
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# No JPEG or WebP: lossy compression invents class ids along every boundary.
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+_INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+# What Pillow raises for damaged files, depending on format and on where they end.
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError),
+    Image.DecompressionBombError,
+)
+
+
+def list_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Files of a folder with one of the suffixes (any case), sorted by name.
+
+    Hidden files are left out: copies from a Mac carry ``._name.jpg`` twins.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A photograph as 8-bit RGB, upright.
+
+    The camera's orientation tag is applied, greyscale repeated, transparency laid on
+    white, 16-bit values scaled to 8 bits (not clipped).
+
+    Args:
+        path: any format Pillow reads.
+
+    Returns:
+        uint8, shape (H, W, 3).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file is no image, or is cut off; no partial image is returned.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file at {path}")
+    try:
+        with Image.open(path) as file:
+            return np.array(_to_rgb(ImageOps.exif_transpose(file)))
+    except _DECODE_ERRORS as error:
+        raise OSError(
+            f"cannot read image {path}: {error}; replace the file or remove it"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit values; convert it to 8 or 16 bits per channel")
+        # 65535 = 257 * 255, so this is the exact rounded rescaling.
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point values; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def read_ids(path: str | Path) -> np.ndarray:
+    """A stored label map: one integer id per pixel.
+
+    Args:
+        path: single-channel file (greyscale or palette PNG, BMP, TIFF).
+
+    Returns:
+        uint8 (or wider where the file is), shape (H, W).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file cannot be read.
+        ValueError: it holds colours instead of ids.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no label file at {path}")
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            ids = np.array(file) if mode in _INTEGER_MODES else None
+    except _DECODE_ERRORS as error:
+        raise OSError(
+            f"cannot read label {path}: {error}; replace the file or remove it"
+        ) from error
+    if ids is None:
+        raise ValueError(
+            f"label {path} is a colour picture (mode {mode}); a label is a "
+            "single-channel 8-bit PNG whose pixel values are class ids"
+        )
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Match images and labels of two folders by file name without suffix.
+
+    Raises:
+        FileNotFoundError: an image without label or a label without image; names
+            the first of them and how many there are.
+        ValueError: two files differ only in their suffix, or a label is a JPEG.
+    """
+    by_image = _by_stem(list_files(images))
+    by_label = _by_stem(list_files(labels))
+    lossy = [p for p in by_label.values() if p.suffix.lower() not in LABEL_SUFFIXES]
+    if lossy:
+        raise ValueError(
+            f"label {lossy[0]} has a lossy format, which blurs class ids; store "
+            f"labels as 8-bit PNG ({len(lossy)} such file(s))"
+        )
+    bare = sorted(by_image.keys() - by_label.keys())
+    if bare:
+        raise FileNotFoundError(
+            f"image without label: {by_image[bare[0]]} has no {bare[0]}.png in "
+            f"{labels} ({len(bare)} of {len(by_image)} images). Add the labels, or "
+            "move the labels folder away to use the images without labels"
+        )
+    orphans = sorted(by_label.keys() - by_image.keys())
+    if orphans:
+        raise FileNotFoundError(
+            f"label without image: {by_label[orphans[0]]} has no image named "
+            f"{orphans[0]} in {images} ({len(orphans)} of {len(by_label)} labels). "
+            "Add the images or remove the labels"
+        )
+    return [(by_image[stem], by_label[stem]) for stem in by_image]
+
+
+def _by_stem(files: list[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise ValueError(
+                f"{found[path.stem].name} and {path.name} in {path.parent} differ only "
+                "in their suffix; names must be unique, remove or rename one"
+            )
+        found[path.stem] = path
+    return found
+
+
+class FileDataset(SegmentationDataset):
+    """A set that is a list of image files with or without label files.
+
+    Args:
+        name: data set name.
+        split: split name.
+        pairs: image and label file of every item; label None without labels.
+        classes: class names.
+        palette: uint8 (K, 3).
+        table: lookup from stored ids to classes, see :mod:`uss_utils.datasets.labels`.
+        transform: geometry; None keeps the pixels as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        pairs: Sequence[tuple[Path, Path | None]],
+        classes: Sequence[str],
+        palette: np.ndarray,
+        table: np.ndarray,
+        transform: Transform | None = None,
+    ):
+        has_labels = bool(pairs) and all(label is not None for _, label in pairs)
+        super().__init__(name, split, classes, palette, transform, has_labels)
+        self.pairs = list(pairs)
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def item_name(self, index: int) -> str:
+        """File name without suffix."""
+        return self.pairs[index][0].stem
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Raw pixels: uint8 RGB (H, W, 3) and int64 label (H, W), ignore = -1.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a label id is out of range, or the two sizes differ.
+        """
+        image_file, label_file = self.pairs[index]
+        image = read_image(image_file)
+        if label_file is None:
+            return image, None
+        ids = read_ids(label_file)
+        if ids.shape != image.shape[:2]:
+            raise ValueError(
+                f"sizes differ: image {image_file} is {image.shape[1]}x"
+                f"{image.shape[0]} pixels (width x height), its label {label_file} is "
+                f"{ids.shape[1]}x{ids.shape[0]}; resize one of them, labels by "
+                "nearest neighbour"
+            )
+        return image, self._to_classes(ids, label_file)
+
+    def _to_classes(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        if ids.min() < 0 or ids.max() >= len(self.table):
+            self._refuse(ids[(ids < 0) | (ids >= len(self.table))], path)
+        label = self.table[ids]
+        if label.min() <= FORBIDDEN:
+            self._refuse(ids[label <= FORBIDDEN], path)
+        return label
+
+    def _refuse(self, wrong: np.ndarray, path: Path) -> None:
+        ignored = np.flatnonzero(self.table == -1)
+        also = f" and {', '.join(map(str, ignored))} (ignored)" if len(ignored) else ""
+        raise ValueError(
+            f"label id {int(wrong.flat[0])} in {path} is out of range "
+            f"({wrong.size} pixels): {self.name} has {self.n_classes} classes, so ids "
+            f"0..{self.n_classes - 1}{also} are known"
+        )
+
+    def item_digest(self, index: int) -> bytes:
+        """Digest of the files' bytes and of the label table: no decoding."""
+        digest = hashlib.sha256(self.table.tobytes())
+        for path in self.pairs[index]:
+            content = path.read_bytes() if path is not None else b""
+            digest.update(hashlib.sha256(content).digest())
+        return digest.digest()

@@ -1,0 +1,231 @@
+"""Your own photographs: a folder of images, with or without label maps.
+
+Three layouts are recognised; ``imgs`` may also be called ``images``::
+
+    root/*.jpg                          images only
+    root/imgs/*   root/labels/*.png     labels are optional
+    root/imgs/{train,val}/*   root/labels/{train,val}/*.png
+
+A label has the name of its image and holds one class id per pixel, 255 = no label.
+"""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from uss_utils import paths
+from uss_utils.datasets.files import (
+    IMAGE_SUFFIXES,
+    FileDataset,
+    list_files,
+    pair_files,
+    read_ids,
+)
+from uss_utils.datasets.labels import strict_table, voc_palette
+from uss_utils.datasets.transforms import Transform
+
+IMAGE_FOLDERS = ("imgs", "images")
+LABEL_FOLDER = "labels"
+WHOLE = "all"
+# Class names, one per line, beside the images.
+NAMES_FILE = "classes.txt"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the images and labels of a folder lie.
+
+    Attributes:
+        images: folder that holds the images, or one folder per split.
+        labels: the same for the labels; None without labels.
+        splits: names of the split folders; empty if there are none.
+    """
+
+    images: Path
+    labels: Path | None
+    splits: tuple[str, ...]
+
+
+def find_layout(root: str | Path) -> Layout:
+    """Recognise the layout of a folder.
+
+    Raises:
+        FileNotFoundError: the folder is absent or holds no images; the message lists
+            the layouts.
+    """
+    root = paths.dataset_root("folder", root)
+    named = [root / name for name in IMAGE_FOLDERS if (root / name).is_dir()]
+    images = named[0] if named else root
+    labels = root / LABEL_FOLDER
+    has_labels = labels.is_dir()
+    if list_files(images):
+        return Layout(images, labels if has_labels else None, ())
+    splits = tuple(
+        sorted(p.name for p in images.iterdir() if p.is_dir() and list_files(p))
+    )
+    if not splits or not named:
+        raise FileNotFoundError(
+            f"no images in {images}: expected files ending in "
+            f"{' '.join(IMAGE_SUFFIXES)} (upper case too) directly in it, or in "
+            f"{root / 'imgs'} (labels in {root / 'labels'}), or in "
+            f"{root / 'imgs' / 'train'} and {root / 'imgs' / 'val'}; other subfolders "
+            "are not searched"
+        )
+    return Layout(images, labels if has_labels else None, splits)
+
+
+def find_pairs(layout: Layout, split: str) -> list[tuple[Path, Path | None]]:
+    """Image and label files of one split, sorted by name.
+
+    Args:
+        layout: from :func:`find_layout`.
+        split: name of a split folder. A folder without splits is one set: "train" and
+            "all" name it; every other split gives the same images with a warning.
+
+    Raises:
+        FileNotFoundError: the split is absent, or a file has no partner.
+    """
+    images, labels = layout.images, layout.labels
+    if layout.splits:
+        if split not in layout.splits:
+            raise FileNotFoundError(
+                f"no split {split!r} under {images}; "
+                f"splits there: {', '.join(layout.splits)}"
+            )
+        images = images / split
+        labels = labels / split if labels is not None else None
+        if labels is not None and not labels.is_dir():
+            raise FileNotFoundError(
+                f"images in {images}, but no labels in {labels}; add them, or move "
+                f"{layout.labels} away to use the images without labels"
+            )
+    elif split not in ("train", WHOLE):
+        warnings.warn(
+            f"{images} has no split folders, so {split!r} is the same images as "
+            "'train'; scores on it are not on unseen images",
+            stacklevel=3,
+        )
+    if labels is None:
+        return [(path, None) for path in list_files(images)]
+    return pair_files(images, labels)
+
+
+def _label_files(layout: Layout) -> list[Path]:
+    if layout.labels is None:
+        return []
+    folders = [layout.labels / name for name in layout.splits or ("",)]
+    return [p for folder in folders if folder.is_dir() for p in list_files(folder)]
+
+
+def infer_n_classes(layout: Layout, ignore: int = 255) -> int:
+    """One more than the largest id in any label of any split; 1 without labels."""
+    files = _label_files(layout)
+
+    def largest(path: Path) -> int:
+        ids = read_ids(path)
+        ids = ids[ids != ignore]
+        return int(ids.max()) if ids.size else -1
+
+    with ThreadPoolExecutor(FileDataset.threads) as pool:
+        return max([0, *pool.map(largest, files)]) + 1
+
+
+def _class_names(
+    layout: Layout, root: Path, classes: int | Sequence[str] | None, ignore: int
+) -> tuple[str, ...]:
+    if classes is None and (root / NAMES_FILE).is_file():
+        lines = (root / NAMES_FILE).read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+    if classes is None:
+        classes = infer_n_classes(layout, ignore)
+    if isinstance(classes, int):
+        classes = [f"class {i}" for i in range(classes)]
+    if not classes:
+        raise ValueError("a data set needs at least one class")
+    if 0 <= ignore < len(classes):
+        raise ValueError(
+            f"ignore id {ignore} is also the id of class {classes[ignore]!r}; give "
+            "another ignore id"
+        )
+    return tuple(classes)
+
+
+class FolderDataset(FileDataset):
+    """An image folder with optional labels.
+
+    Args:
+        root: the folder, in one of the layouts above.
+        split: see :func:`find_pairs`.
+        classes: number of classes or their names, index = id. None: the lines of
+            ``classes.txt`` in the folder, else counted from the largest id in use.
+        ignore: stored id that means "no label".
+        transform: geometry; None keeps the pixels as they are.
+
+    Raises:
+        FileNotFoundError: no folder, no images, no such split, or a file without its
+            partner.
+        ValueError: names that clash, or class settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = WHOLE,
+        *,
+        classes: int | Sequence[str] | None = None,
+        ignore: int = 255,
+        transform: Transform | None = None,
+    ):
+        layout = find_layout(root)
+        names = _class_names(layout, Path(root).expanduser(), classes, ignore)
+        super().__init__(
+            "folder",
+            split,
+            find_pairs(layout, split),
+            names,
+            voc_palette(len(names)),
+            strict_table(len(names), ignore),
+            transform,
+        )
+
+
+def problems(root: str | Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Look at every file's header: what is there, what would fail.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Number of images and labels per split, and one sentence per problem.
+    """
+    layout = find_layout(root)
+    counts, found = {}, []
+    for split in layout.splits or (WHOLE,):
+        try:
+            pairs = find_pairs(layout, split)
+        except (OSError, ValueError) as error:
+            found.append(str(error))
+            continue
+        counts[split] = (len(pairs), sum(label is not None for _, label in pairs))
+        found += [text for pair in pairs if (text := _pair_problem(*pair))]
+    return counts, found
+
+
+def _pair_problem(image: Path, label: Path | None) -> str | None:
+    try:
+        sizes = [_upright_size(path) for path in (image, label) if path is not None]
+    except OSError as error:
+        return str(error)
+    if len(set(sizes)) > 1:
+        return f"sizes differ: {image} is {sizes[0]}, {label} is {sizes[1]}"
+    return None
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return image.size[::-1] if turned else image.size
