@@ -1,0 +1,261 @@
+"""All that a training run has to put back to go on as if it had never stopped."""
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    GradScalerKwargs,
+    gather_object,
+)
+from torch import nn
+from torch.optim import Optimizer
+
+from uss_utils.checkpoints import flatten, load_tensors, save_tensors, unflatten
+from uss_utils.environment import pick_device, seed_all
+from uss_utils.history import History
+from uss_utils.schedules import EMA
+
+KIND = "training checkpoint"
+_SINGLETONS = (AcceleratorState, PartialState, GradientState)
+
+
+@contextmanager
+def own_accelerator(
+    precision: str,
+    device: str | torch.device | None = None,
+    scaler: dict[str, Any] | None = None,
+) -> Iterator[Accelerator]:
+    """An Accelerator whose settings are its own.
+
+    Accelerate keeps device and precision in process-wide singletons and refuses a
+    second Accelerator with others. Here they are set aside and put back, so that runs
+    of different precision follow each other, or nest, in one notebook.
+
+    Args:
+        precision: "no", "bf16" or "fp16".
+        device: None takes the best one; with several processes accelerate decides.
+        scaler: options of torch.amp.GradScaler.
+
+    Raises:
+        ValueError: the precision is unknown, or the device is absent or cannot do it.
+    """
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"unknown precision {precision!r}; use 'no', 'bf16' or 'fp16'")
+    wanted = pick_device("auto" if device is None else str(device))
+    shared = [kind._shared_state for kind in _SINGLETONS]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    place = torch.cuda.device(wanted) if wanted.index is not None else nullcontext()
+    try:
+        with place if wanted.type == "cuda" else nullcontext():
+            accelerator = Accelerator(
+                cpu=wanted.type == "cpu",
+                mixed_precision=precision,
+                # Explicit, because it could come from an environment variable.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    GradScalerKwargs(**(scaler or {})),
+                    DistributedDataParallelKwargs(find_unused_parameters=True),
+                ],
+            )
+            if precision == "fp16" and accelerator.scaler is None:
+                raise ValueError(
+                    f"precision 'fp16' does not work on {accelerator.device}; "
+                    "use 'bf16' or 'no'"
+                )
+            yield accelerator
+    finally:
+        for state, content in zip(shared, before, strict=True):
+            state.clear()
+            state.update(content)
+
+
+@contextmanager
+def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for a while, then put them back as they were."""
+    before = random_state(device)
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of the global generators of python, numpy, torch and the device."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002 - libraries may use it
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": (version, torch.tensor(numbers), gauss),
+        "numpy": {
+            "key": torch.from_numpy(state["state"]["key"].astype(np.int64)),
+            "pos": int(state["state"]["pos"]),
+            "has_gauss": int(state["has_gauss"]),
+            "gauss": float(state["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Inverse of :func:`random_state`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    bits = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": bits["key"].numpy().astype(np.uint32), "pos": bits["pos"]},
+            "has_gauss": bits["has_gauss"],
+            "gauss": bits["gauss"],
+        }
+    )
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def describe_optimisers(optimisers: dict[str, Optimizer]) -> dict[str, Any]:
+    """Class and options of every optimiser: what a resumed run has to share."""
+    return {
+        name: {
+            "class": type(optimiser).__name__,
+            "groups": [
+                {k: v for k, v in group.items() if k != "params"}
+                | {"parameters": len(group["params"])}
+                for group in optimiser.param_groups
+            ],
+        }
+        for name, optimiser in optimisers.items()
+    }
+
+
+class RunState:
+    """Everything that a step changes, and the file it is kept in.
+
+    Args:
+        path: checkpoint file; None keeps none.
+        settings: JSON-able; a checkpoint made with others is refused.
+        accelerator: of the run.
+        model: trained module.
+        optimisers: by name.
+        averages: by name.
+        generator: the run's own generator.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        settings: dict[str, Any],
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimisers: dict[str, Optimizer],
+        averages: dict[str, EMA],
+        generator: torch.Generator,
+    ):
+        self.path = None if path is None else Path(path)
+        # Tuples become lists here as they do in the file.
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self.accelerator = accelerator
+        self.parts = {"model": model}
+        self.parts |= {f"optimiser {name}": part for name, part in optimisers.items()}
+        self.parts |= {f"ema {name}": part for name, part in averages.items()}
+        if accelerator.scaler is not None:
+            self.parts["scaler"] = accelerator.scaler
+        self.generator = generator
+        self.saved: int | None = None
+
+    def save(self, done: int, history: History) -> None:
+        """Write the checkpoint after ``done`` steps (first process only)."""
+        if self.path is None or self.saved == done:
+            return
+        draws = [self._draws()]
+        if self.accelerator.num_processes > 1:
+            draws = gather_object(draws)
+        if self.accelerator.is_main_process:
+            parts = {name: part.state_dict() for name, part in self.parts.items()}
+            tensors, tree = flatten({"parts": parts, "draws": draws})
+            meta = {
+                "kind": KIND,
+                "step": done,
+                "settings": self.settings,
+                "history": history.to_json(),
+                "tree": tree,
+            }
+            save_tensors(self.path, tensors, meta)
+        self.saved = done
+
+    def resume(self) -> tuple[int, History]:
+        """Put the checkpoint's content back, if there is one.
+
+        Returns:
+            Number of steps done and the history of them.
+
+        Raises:
+            ValueError: the file is damaged, foreign, or of other settings.
+        """
+        if self.path is None or not self.path.exists():
+            return 0, History()
+        tensors, meta = load_tensors(self.path, kind=KIND)
+        self._compare(meta["settings"])
+        state = unflatten(tensors, meta["tree"])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint {self.path} is of another model: {error}. Delete it, "
+                "or give another file"
+            ) from error
+        own = state["draws"][self.accelerator.process_index]
+        self.generator.set_state(own["run"])
+        set_random_state(own["global"], self.accelerator.device)
+        self.saved = meta["step"]
+        return meta["step"], History.from_json(meta["history"])
+
+    def _draws(self) -> dict[str, Any]:
+        return {
+            "run": self.generator.get_state(),
+            "global": random_state(self.accelerator.device),
+        }
+
+    def _compare(self, stored: dict[str, Any]) -> None:
+        old, new = _leaves(stored), _leaves(self.settings)
+        differing = [
+            f"{name} was {_shown(old, name)}, is {_shown(new, name)}"
+            for name in sorted(old.keys() | new.keys())
+            if _shown(old, name) != _shown(new, name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the checkpoint {self.path} was made with other settings: "
+                f"{'; '.join(differing)}. Use those to continue it, or delete it, or "
+                "give another file"
+            )
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested JSON as one level: {"optimisers.head.class": "Adam", ...}."""
+    if not isinstance(node, dict | list) or not node:
+        return {path: node}
+    pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _shown(leaves: dict[str, Any], name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "absent"
