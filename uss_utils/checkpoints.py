@@ -42,7 +42,7 @@ def save_tensors(
     except (TypeError, ValueError) as error:
         raise ValueError(f"the meta data of {path} is not JSON: {error}") from error
     ready = _dense(tensors)
-    header = {"format": _FORMAT, "json": text, "crc32": _checksum(ready)}
+    header = {"format": _FORMAT, "json": text, "crc32": _checksum(ready, text)}
     content = safetensors.torch.save(ready, metadata=header)
     try:
         with atomic_file(path) as temporary:
@@ -90,7 +90,7 @@ def load_tensors(
             f"{path} is a safetensors file, but none that this package wrote "
             f"(format {header.get('format')!r}, expected {_FORMAT!r})"
         )
-    if header.get("crc32") != _checksum(tensors):
+    if header.get("crc32") != _checksum(tensors, header.get("json", "")):
         raise ValueError(
             f"the content of {path} does not agree with its checksum: the file is "
             "damaged. Delete it and make it anew"
@@ -115,12 +115,14 @@ def flatten(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
         :func:`unflatten` turns back into the same nesting, key types and NaN included.
 
     Raises:
-        ValueError: something else is in there.
+        ValueError: something else is in there, or two paths coincide.
     """
     tensors: dict[str, torch.Tensor] = {}
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, torch.Tensor):
+            if path in tensors:
+                raise ValueError(f"two tensors would be stored as {path!r}")
             tensors[path] = node
             return {"tensor": path}
         if isinstance(node, dict):
@@ -178,9 +180,9 @@ def _dense(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return ready
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 over names and bytes, in the order of the names."""
-    crc = 0
+def _checksum(tensors: dict[str, torch.Tensor], text: str) -> str:
+    """CRC-32 over the JSON, and names and bytes in the order of the names."""
+    crc = zlib.crc32(text.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
         content = tensors[name].reshape(-1).view(torch.uint8)

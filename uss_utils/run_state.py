@@ -171,7 +171,12 @@ class RunState:
         self.accelerator = accelerator
         self.parts = {"model": model}
         self.parts |= {f"optimiser {name}": part for name, part in optimisers.items()}
-        self.parts |= {f"ema {name}": part for name, part in averages.items()}
+        inside = set(map(id, model.modules()))  # a teacher is in the model's own state
+        self.parts |= {
+            f"ema {name}": part
+            for name, part in averages.items()
+            if id(part.module) not in inside
+        }
         if accelerator.scaler is not None:
             self.parts["scaler"] = accelerator.scaler
         self.generator = generator

@@ -121,9 +121,10 @@ def fit(
             training mode.
         loss_fn: called as ``loss_fn(model, batch, step)``; returns named scalars.
             "loss" is minimised, the others are logged.
-        data: ``data.batch(indices)``, or ``data(indices)``, returns a batch on the CPU
-            for an int64 tensor of indices; ``len(data)`` items. It must not draw at
-            random: ``loss_fn`` augments, with ``step.generator``.
+        data: ``data.batch(indices)``, or ``data(indices)``, returns a batch (a tensor,
+            or tuples, lists and dicts of them) for an int64 tensor of indices;
+            ``len(data)`` items. It must not draw at random: ``loss_fn`` augments, with
+            ``step.generator``.
         steps: optimiser steps, at least 1.
         batch_size: items per step, over all processes.
         optimisers: one, or several by name, over parameters of the model.
@@ -296,6 +297,11 @@ def _check(data: Any, batch_size: int, seed: int, **counts: int | None) -> None:
             )
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed has to be an integer of at least 0, got {seed}")
+    if not hasattr(data, "__len__") or not callable(getattr(data, "batch", data)):
+        raise ValueError(
+            "data needs len(data) and data.batch(indices) (or data(indices)), which a "
+            f"{type(data).__name__} has not"
+        )
     if not len(data):
         raise ValueError("there is nothing to train on: the data has no items")
     if not isinstance(batch_size, int) or not 1 <= batch_size <= len(data):

@@ -46,7 +46,8 @@ class Update:
         accelerator: of the run.
 
     Raises:
-        ValueError: a schedule or a norm is given for an unknown optimiser.
+        ValueError: a schedule or a norm is given for an unknown optimiser, or an
+            optimiser trains something outside the model.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Update:
         self.schedule = schedule
         _known("schedule", schedule, optimisers)
         self.clips = _clips(clip_norm, optimisers)
+        self.weights = _parameters(list(optimisers.values()))
+        _inside(self.weights, model)
         self.rates = {
             name: [group["lr"] for group in optimiser.param_groups]
             for name, optimiser in optimisers.items()
@@ -83,8 +86,7 @@ class Update:
         if not math.isfinite(row["loss"]):
             wrong = {k: v for k, v in row.items() if not math.isfinite(v)}
             self._refuse(step.index, "the loss is not finite", wrong)
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad()
+        self._clear()
         self.accelerator.backward(terms["loss"])
         row |= self._clip(step.index)
         self._set_rates(step, row)
@@ -134,11 +136,14 @@ class Update:
             row[name] = float(found)
             # With loss scaling an overflow is routine: the scaler skips the step.
             if scaler is None and not math.isfinite(row[name]):
-                for optimiser in self.optimisers.values():
-                    optimiser.zero_grad()
+                self._clear()
                 wrong = {name: row[name]}
                 self._refuse(index, "the gradients are not finite", wrong)
         return row
+
+    def _clear(self) -> None:
+        for weight in self.weights:
+            weight.grad = None
 
     def _set_rates(self, step: Step, row: dict[str, Any]) -> None:
         for name, optimiser in self.optimisers.items():
@@ -168,8 +173,9 @@ class Update:
         Raises:
             FloatingPointError: gradients that were not finite got into the weights.
         """
+        trained = set(map(id, self.weights))
         for name, weight in self.model.named_parameters():
-            if weight.requires_grad and not weight.isfinite().all():
+            if id(weight) in trained and not weight.isfinite().all():
                 self._refuse(index, "weights are not finite", {name: math.nan})
 
     def restore_rates(self) -> None:
@@ -217,6 +223,15 @@ def _known(what: str, given: dict[str, Any], optimisers: dict[str, Optimizer]) -
         raise ValueError(
             f"{what} is given for unknown optimisers {unknown}; there are "
             f"{sorted(optimisers)}"
+        )
+
+
+def _inside(weights: list[nn.Parameter], model: nn.Module) -> None:
+    own = {id(weight) for weight in model.parameters()}
+    if not own.issuperset(map(id, weights)):
+        raise ValueError(
+            "an optimiser trains parameters that are not in the model, so that a "
+            "checkpoint would miss them; put all trained modules into one nn.ModuleDict"
         )
 
 
