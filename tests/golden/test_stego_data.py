@@ -1,5 +1,6 @@
 """Transforms, crops, label maps and palettes against the authors' own."""
 
+import os
 import re
 
 import numpy as np
@@ -7,6 +8,12 @@ import pytest
 import torch
 
 from tests.golden.golden import assert_close, golden_files, load
+from uss_utils.datasets.labels import (
+    CITYSCAPES_PALETTE,
+    LABEL_MAPS,
+    remap,
+    voc_palette,
+)
 from uss_utils.datasets.transforms import Transform, five_crops, to_uint8
 
 pytestmark = pytest.mark.golden
@@ -50,3 +57,32 @@ def test_truncated_bytes_for_the_crf(path):
     pair = load(path)
     actual = to_uint8(pair["in_image"]).movedim(-1, 0)
     assert torch.equal(actual, pair["in_image_uint8"])
+
+
+@pytest.mark.parametrize("path", golden_files("stego", "label_maps*.npz"))
+def test_label_maps(path):
+    pair = load(path)
+    names = [key.removeprefix("out_") for key in pair if key.startswith("out_")]
+    assert names
+    ids = [key for key in pair if key.startswith("in_")]
+    for name in names:
+        key = max(ids, key=lambda key: shared(key, name))
+        table = LABEL_MAPS[re.sub(r"^coco(stuff)?", "cocostuff", name)]
+        expected = pair[f"out_{name}"].long().clamp(min=-1)  # negative means ignore
+        assert torch.equal(remap(pair[key], table), expected)
+
+
+def shared(key: str, name: str) -> int:
+    """Length of the common beginning of ``in_<set>_id`` and a map's name."""
+    return len(os.path.commonprefix([key.removeprefix("in_"), name]))
+
+
+@pytest.mark.parametrize("path", golden_files("stego", "colormaps*.npz"))
+def test_palettes(path):
+    pair = load(path)
+    if "out_cityscapes" in pair:
+        expected = pair["out_cityscapes"].numpy()
+        assert np.array_equal(CITYSCAPES_PALETTE, expected)
+    if "out_voc" in pair:
+        expected = pair["out_voc"].numpy()
+        assert np.array_equal(voc_palette()[: len(expected)], expected)

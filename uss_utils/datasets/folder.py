@@ -146,11 +146,6 @@ def _class_names(
         classes = [f"class {i}" for i in range(classes)]
     if not classes:
         raise ValueError("a data set needs at least one class")
-    if 0 <= ignore < len(classes):
-        raise ValueError(
-            f"ignore id {ignore} is also the id of class {classes[ignore]!r}; give "
-            "another ignore id"
-        )
     return tuple(classes)
 
 
@@ -162,7 +157,8 @@ class FolderDataset(FileDataset):
         split: see :func:`find_pairs`.
         classes: number of classes or their names, index = id. None: the lines of
             ``classes.txt`` in the folder, else counted from the largest id in use.
-        ignore: stored id that means "no label".
+        ignore: stored id that means "no label"; the other ids keep their numbers, so
+            with 0 the first class name is never used.
         transform: geometry; None keeps the pixels as they are.
 
     Raises:

@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def camvid_root() -> Path:
+    """Folder of real photographs: $USS_CAMVID or the shared copy beside the repo."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
+    root = Path(os.environ.get("USS_CAMVID") or beside)
+    if not root.is_dir():
+        pytest.skip(f"no CamVid at {root}; set USS_CAMVID to its folder")
+    return root
