@@ -145,9 +145,7 @@ def test_no_network(register, monkeypatch):
         REGISTRY, "toy", Remote("toy.bin", "http://127.0.0.1:9/x", "none", 1)
     )
     monkeypatch.setattr(download, "ATTEMPTS", 1)
-    with pytest.raises(
-        DownloadError, match="could not download toy.*Check the net"
-    ):
+    with pytest.raises(DownloadError, match="could not download toy.*Check the net"):
         fetch("toy")
 
 

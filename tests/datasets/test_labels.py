@@ -63,15 +63,20 @@ def test_remap_of_arrays_and_tensors_agree(dtype):
     tensor = remap(torch.from_numpy(fine), LABEL_MAPS["cityscapes27"])
     assert tensor.dtype == torch.int64
     assert np.array_equal(tensor.numpy(), out)
+    # The lookup for labels on a GPU, here on the CPU.
+    table = torch.tensor(LABEL_MAPS["cityscapes27"])
+    assert torch.equal(
+        labels._remap_tensor(torch.from_numpy(fine).long(), table), tensor
+    )
 
 
 def test_remap_ignores_ids_outside_the_table():
     table = np.array([4, 5])
     for kind in (np.array, torch.tensor):
-        assert remap(kind([-3, -1, 0, 1, 2, 900]), table).tolist() == [
-            *(-1, -1, 4, 5),
-            *(-1, -1),
-        ]
+        mapped = remap(kind([-3, -1, 0, 1, 2, 900]), table)
+        assert mapped.tolist() == [-1, -1, 4, 5, -1, -1]
+    outside = labels._remap_tensor(torch.tensor([-3, 1, 2]), torch.tensor(table))
+    assert outside.tolist() == [-1, 5, -1]
 
 
 def test_remap_bad_input():
@@ -79,6 +84,8 @@ def test_remap_bad_input():
         remap(np.zeros(2, int), "coco")
     with pytest.raises(ValueError, match="must be integers, got float64"):
         remap(np.zeros(2), "potsdam3")
+    with pytest.raises(ValueError, match="must be integers, got bool"):
+        remap(np.zeros(2, bool), "potsdam3")
     with pytest.raises(ValueError, match="must be integers, got torch.float32"):
         remap(torch.zeros(2), "potsdam3")
 
@@ -96,8 +103,10 @@ def test_palettes():
     assert labels.palette("camvid11")[3].tolist() == [128, 64, 128]
     assert labels.palette("cityscapes19")[-1].tolist() == [119, 11, 32]
     assert labels.CITYSCAPES_PALETTE[-1].tolist() == [0, 0, 0]
+    for name in ("scenes", "scenes-aerial"):
+        assert labels.palette(name).shape == (len(CLASS_NAMES[name]), 3)
     longer = labels.palette("camvid11", 13)
     assert np.array_equal(longer[11:], voc[11:13])
     assert np.array_equal(labels.palette("cocostuff27", 5), voc[:5])
-    with pytest.raises(ValueError, match="unknown palette 'x'; known: cocostuff27"):
+    with pytest.raises(ValueError, match="unknown palette 'x'; known: scenes, sc"):
         labels.palette("x")

@@ -16,7 +16,8 @@ from uss_utils.datasets.base import SegmentationDataset, Subset
 from uss_utils.datasets.camvid import SPLITS as CAMVID_SPLITS
 from uss_utils.datasets.camvid import CamVid
 from uss_utils.datasets.folder import FolderDataset
-from uss_utils.datasets.labels import CLASS_NAMES, palette
+from uss_utils.datasets.labels import CLASS_NAMES, palette, voc_palette
+from uss_utils.datasets.scenes import Scenes
 from uss_utils.datasets.transforms import Transform
 
 __all__ = [
@@ -43,8 +44,8 @@ class DatasetInfo:
         description: one line.
         licence: terms of use.
         splits: names of the splits; empty where the user's folder decides.
-        legend: class names and palette, computed when asked for; names are empty
-            where the user's data decide.
+        classes: class names, index = id; empty where the user's data decide.
+        palette: class colours, uint8 (K, 3).
         loader: ``(split, root, size, limit, transform, **options)`` to data set.
         checker: ``(root)`` to a report of what is there.
         options: names of the reader's own options.
@@ -53,20 +54,11 @@ class DatasetInfo:
     description: str
     licence: str
     splits: tuple[str, ...]
-    legend: Callable[[], tuple[tuple[str, ...], np.ndarray]]
+    classes: tuple[str, ...]
+    palette: np.ndarray = field(repr=False)
     loader: Callable[..., SegmentationDataset] = field(repr=False)
     checker: inventory.Checker = field(repr=False)
     options: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, index = id."""
-        return self.legend()[0]
-
-    @property
-    def palette(self) -> np.ndarray:
-        """Class colours, uint8 (K, 3)."""
-        return self.legend()[1]
 
 
 def _thin(data: SegmentationDataset, limit: int | None) -> SegmentationDataset:
@@ -97,24 +89,13 @@ def _open_folder(split, root, size, limit, transform, **options) -> Segmentation
     return _thin(FolderDataset(root, split, transform=geometry, **options), limit)
 
 
-def _scenes(kind: str) -> dict:
-    """The parts of a table row that differ between generated and stored sets."""
-
-    def legend():
-        from uss_utils.datasets import scenes
-
-        if kind == "street":
-            return scenes.STREET_CLASSES, scenes.STREET_PALETTE
-        return scenes.AERIAL_CLASSES, scenes.AERIAL_PALETTE
-
+def _open_scenes(kind: str) -> Callable[..., SegmentationDataset]:
     def loader(split, root, size, limit, transform, seed=0) -> SegmentationDataset:
-        from uss_utils.datasets.scenes import Scenes
-
         n = SCENES_SPLITS[split] if limit is None else limit
         size = SCENES_SIZE if size is None else size
         return Scenes(kind, split, n, size=size, seed=seed, transform=transform)
 
-    return {"legend": legend, "loader": loader, "options": ("seed",)}
+    return loader
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -122,21 +103,28 @@ DATASETS: dict[str, DatasetInfo] = {
         description="generated street scenes, 7 classes, exact labels",
         licence="MIT, as this repository",
         splits=tuple(SCENES_SPLITS),
+        classes=CLASS_NAMES["scenes"],
+        palette=palette("scenes"),
+        loader=_open_scenes("street"),
         checker=inventory.check_generated("scenes"),
-        **_scenes("street"),
+        options=("seed",),
     ),
     "scenes-aerial": DatasetInfo(
         description="generated aerial views, 6 classes, exact labels",
         licence="MIT, as this repository",
         splits=tuple(SCENES_SPLITS),
+        classes=CLASS_NAMES["scenes-aerial"],
+        palette=palette("scenes-aerial"),
+        loader=_open_scenes("aerial"),
         checker=inventory.check_generated("scenes-aerial"),
-        **_scenes("aerial"),
+        options=("seed",),
     ),
     "camvid": DatasetInfo(
         description="CamVid, 701 frames of a drive, 11 classes",
         licence="CC BY-NC 4.0",
         splits=tuple(CAMVID_SPLITS),
-        legend=lambda: (CLASS_NAMES["camvid11"], palette("camvid11")),
+        classes=CLASS_NAMES["camvid11"],
+        palette=palette("camvid11"),
         loader=_open_camvid,
         checker=inventory.check_camvid,
     ),
@@ -144,7 +132,8 @@ DATASETS: dict[str, DatasetInfo] = {
         description="your own images, labels optional",
         licence="yours",
         splits=(),
-        legend=lambda: ((), np.zeros((0, 3), dtype=np.uint8)),
+        classes=(),
+        palette=voc_palette(0),
         loader=_open_folder,
         checker=inventory.check_folder,
         options=("classes", "ignore"),

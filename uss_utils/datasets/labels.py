@@ -1,4 +1,4 @@
-"""Label maps, class names and colours of the benchmark sets.
+"""Label maps, class names and colours.
 
 A label map is a lookup table: entry ``id`` is the class of the stored fine id, -1 where
 the id is ignored or unknown. (The authors' code sends unknown COCO ids to class 0; no
@@ -8,6 +8,8 @@ such id occurs in the data.)
 import numpy as np
 import torch
 from torch import Tensor
+
+from uss_utils.datasets import scenes
 
 IGNORE = -1
 # In the strict tables of some readers: an id that must not occur. Never in LABEL_MAPS.
@@ -186,6 +188,8 @@ LABEL_MAPS: dict[str, np.ndarray] = {
 
 _COCO_NAMES = tuple(name for name, _ in _COCO_COARSE)
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "scenes": scenes.STREET_CLASSES,
+    "scenes-aerial": scenes.AERIAL_CLASSES,
     "cocostuff27": _COCO_NAMES,
     "cocostuff15": _COCO_NAMES[_COCO_THINGS:],
     "cocostuff3": tuple(_COCO_NAMES[i] for i in _COCO_THREE),
@@ -200,6 +204,14 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 CITYSCAPES_PALETTE = _frozen(
     np.array([row[1] for row in _CITYSCAPES] + [(0, 0, 0)], dtype=np.uint8)
 )
+
+_OWN_PALETTES: dict[str, np.ndarray] = {
+    "scenes": scenes.STREET_PALETTE,
+    "scenes-aerial": scenes.AERIAL_PALETTE,
+    "camvid11": np.array([row[1] for row in _CAMVID], dtype=np.uint8),
+    "cityscapes27": CITYSCAPES_PALETTE[:-1],
+    "cityscapes19": CITYSCAPES_PALETTE[:-1][[row[2] >= 0 for row in _CITYSCAPES]],
+}
 
 
 def remap(label: Tensor | np.ndarray, table: np.ndarray | str) -> Tensor | np.ndarray:
@@ -218,10 +230,14 @@ def remap(label: Tensor | np.ndarray, table: np.ndarray | str) -> Tensor | np.nd
     """
     table = label_map(table) if isinstance(table, str) else np.asarray(table)
     if isinstance(label, Tensor):
+        if label.is_floating_point() or label.is_complex():
+            raise ValueError(f"label ids must be integers, got {label.dtype}")
+        if label.device.type == "cpu":
+            return torch.from_numpy(np.asarray(remap(label.numpy(), table)))
         # The lookup runs where the labels are: no copy from the GPU and back.
-        return _remap_tensor(label, torch.tensor(table, device=label.device))
+        return _remap_tensor(label.long(), torch.tensor(table, device=label.device))
     label = np.asarray(label)
-    if label.dtype.kind not in "iub":
+    if label.dtype.kind not in "iu":
         raise ValueError(f"label ids must be integers, got {label.dtype}")
     if label.dtype == np.uint8 and len(table) >= 256:
         return table[label]
@@ -230,9 +246,6 @@ def remap(label: Tensor | np.ndarray, table: np.ndarray | str) -> Tensor | np.nd
 
 
 def _remap_tensor(label: Tensor, table: Tensor) -> Tensor:
-    if label.is_floating_point() or label.is_complex():
-        raise ValueError(f"label ids must be integers, got {label.dtype}")
-    label = label.long()
     known = (label >= 0) & (label < len(table))
     return torch.where(known, table[label.clamp(0, len(table) - 1)], IGNORE)
 
@@ -263,11 +276,11 @@ def voc_palette(n: int = 512) -> np.ndarray:
 
 
 def palette(name: str, n: int | None = None) -> np.ndarray:
-    """Class colours of a label map or data set.
+    """Class colours of a label map or generated data set.
 
     Args:
-        name: "camvid11", "cityscapes27", "cityscapes19", or any other name of
-            :data:`CLASS_NAMES`, which get the PASCAL VOC colours.
+        name: any name of :data:`CLASS_NAMES`; the generated scenes, CamVid and
+            Cityscapes have colours of their own, the others the PASCAL VOC ones.
         n: number of colours; None: as many as there are classes. Beyond a set's own
             colours the VOC ones go on.
 
@@ -280,12 +293,5 @@ def palette(name: str, n: int | None = None) -> np.ndarray:
     if name not in CLASS_NAMES:
         raise ValueError(f"unknown palette {name!r}; known: {', '.join(CLASS_NAMES)}")
     n = len(CLASS_NAMES[name]) if n is None else n
-    if name == "camvid11":
-        own = np.array([row[1] for row in _CAMVID], dtype=np.uint8)
-    elif name == "cityscapes27":
-        own = CITYSCAPES_PALETTE[:-1]
-    elif name == "cityscapes19":
-        own = CITYSCAPES_PALETTE[:-1][[row[2] >= 0 for row in _CITYSCAPES]]
-    else:
-        own = voc_palette(0)
+    own = _OWN_PALETTES.get(name, voc_palette(0))
     return np.concatenate([own, voc_palette(max(n, len(own)))[len(own) :]])[:n]
