@@ -120,8 +120,8 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
             the first of them and how many there are.
         ValueError: two files differ only in their suffix, or a label is a JPEG.
     """
-    by_image = _by_stem(list_files(images))
-    by_label = _by_stem(list_files(labels))
+    by_image = by_stem(list_files(images))
+    by_label = by_stem(list_files(labels))
     lossy = [p for p in by_label.values() if p.suffix.lower() not in LABEL_SUFFIXES]
     if lossy:
         raise ValueError(
@@ -145,7 +145,8 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return [(by_image[stem], by_label[stem]) for stem in by_image]
 
 
-def _by_stem(files: list[Path]) -> dict[str, Path]:
+def by_stem(files: list[Path]) -> dict[str, Path]:
+    """Files by name without suffix; two that differ only there raise ValueError."""
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:

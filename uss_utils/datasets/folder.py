@@ -21,6 +21,7 @@ from uss_utils import paths
 from uss_utils.datasets.files import (
     IMAGE_SUFFIXES,
     FileDataset,
+    by_stem,
     list_files,
     pair_files,
     read_ids,
@@ -110,7 +111,7 @@ def find_pairs(layout: Layout, split: str) -> list[tuple[Path, Path | None]]:
             stacklevel=3,
         )
     if labels is None:
-        return [(path, None) for path in list_files(images)]
+        return [(path, None) for path in by_stem(list_files(images)).values()]
     return pair_files(images, labels)
 
 
