@@ -148,6 +148,16 @@ def _render(index: int, seed: int, kind: str, size: int, cut: bool) -> Scene:
     return Scene(image, label.astype(np.int64), instances.astype(np.int64))
 
 
+def split_start(split: str) -> int:
+    """Index of the first scene of a split; the splits' ranges do not overlap.
+
+    Raises:
+        ValueError: the split is unknown.
+    """
+    _check_known("split of the scenes", split, _SPLITS)
+    return _SPLITS[split] * _SPLIT_SIZE
+
+
 class Scenes(SegmentationDataset):
     """Generated scenes as a data set.
 
@@ -178,37 +188,31 @@ class Scenes(SegmentationDataset):
         transform: Transform | None = None,
     ):
         _check(0, seed, kind, size)
-        _check_known("split of the scenes", split, _SPLITS)
+        self._first = split_start(split)
         if not 1 <= operator.index(n) <= _SPLIT_SIZE:
             raise ValueError(f"number of scenes {n} is outside 1..{_SPLIT_SIZE}")
         name, classes, palette = _SETS[kind]
         super().__init__(name, split, classes, palette, transform)
         self.kind, self.size, self.seed = kind, size, seed
-        self._first = _SPLITS[split] * _SPLIT_SIZE
-        # Untouched pages of empty arrays take no memory.
-        self._images = np.empty((n, size, size, 3), np.uint8)
-        self._labels = np.empty((n, size, size), np.uint8)
-        self._instances = np.empty((n, size, size), np.uint8)
-        self._drawn = np.zeros(n, bool)
+        self._n = operator.index(n)
+        self._drawn: dict[int, tuple[np.ndarray, ...]] = {}
 
     def __len__(self) -> int:
-        return len(self._drawn)
+        return self._n
 
-    def _draw(self, index: int) -> int:
+    def _draw(self, index: int) -> tuple[np.ndarray, ...]:
+        """Picture, label and object numbers of one scene, uint8 to save memory."""
         index = self._checked(index)
-        if not self._drawn[index]:
+        if index not in self._drawn:
             drawn = scene(self._first + index, self.seed, self.kind, self.size)
-            self._images[index] = drawn.image
-            self._labels[index] = drawn.label
-            self._instances[index] = drawn.instances
-            self._drawn[index] = True
-        return index
+            self._drawn[index] = tuple(part.astype(np.uint8) for part in drawn)
+        return self._drawn[index]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture, uint8 (S, S, 3), and label, int64 (S, S), of one scene."""
-        index = self._draw(index)
-        return self._images[index].copy(), self._labels[index].astype(np.int64)
+        image, label, _ = self._draw(index)
+        return image.copy(), label.astype(np.int64)
 
     def instances(self, index: int) -> np.ndarray:
         """Object numbers of one scene, int64 (S, S); 0 where there is no object."""
-        return self._instances[self._draw(index)].astype(np.int64)
+        return self._draw(index)[2].astype(np.int64)
