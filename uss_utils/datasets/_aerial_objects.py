@@ -127,7 +127,15 @@ def leaf_colour(dice: Dice) -> RGB:
     return dice.colour((0.0, 1.0), (0.15, 0.6), (0.25, 0.7))
 
 
-def tree(painter: Painter, dice: Dice, x, y, radius, colour: RGB, sun):
+def tree(
+    painter: Painter,
+    dice: Dice,
+    x: float,
+    y: float,
+    radius: float,
+    colour: RGB,
+    sun: tuple[float, float],
+):
     """A crown from above, lit from one side, with its shadow."""
     offset, ragged = (dice.u(), dice.u()), dice.u(0.25, 0.6)
     tall = radius * dice.u(0.5, 1.1)
@@ -182,7 +190,17 @@ def car(painter: Painter, dice: Dice, x: float, y: float, angle: float):
     patch.fill((p < -0.9) & (np.abs(q - 0.65) < 0.25) & shape, (0.7, 0.1, 0.1))
 
 
-def car_park(painter: Painter, dice: Dice, x, y, angle, wide, deep, slots, side):
+def car_park(
+    painter: Painter,
+    dice: Dice,
+    x: float,
+    y: float,
+    angle: float,
+    wide: float,
+    deep: float,
+    slots: int,
+    side: int,
+):
     """A paved lot with marked bays, most of them taken."""
     asphalt = dice.colour(saturation=(0.0, 0.2), value=(0.3, 0.65))
     offset = (dice.u(), dice.u())

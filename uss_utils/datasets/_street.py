@@ -20,10 +20,8 @@ from uss_utils.datasets._paint import (
     mix,
     scaled,
 )
+from uss_utils.datasets._street_buildings import FOCAL
 from uss_utils.datasets._street_objects import ROAD, SIDEWALK, SKY, VEGETATION
-
-# Focal length in canvas sides: turns scale into depth.
-_FOCAL = 0.9
 
 
 class View(NamedTuple):
@@ -53,7 +51,7 @@ class View(NamedTuple):
     def centre(self, scale):
         """Horizontal position of the road's centre where the scale is given."""
         # Far away (small scale) the bend counts most; it is gone at 12 metres.
-        far = np.clip(1 - scale * (12 / _FOCAL), 0, 1)
+        far = np.clip(1 - scale * (12 / FOCAL), 0, 1)
         return self.vanish + self.aside * scale + self.bend * far * far
 
 
@@ -185,7 +183,7 @@ def _ground(painter: Painter, dice: Dice, view: View, sides: list[Side], tint: R
         return
     scale = np.maximum(view.scale(patch.y), np.float32(1e-3))
     across = (patch.x - view.centre(scale)) / scale
-    depth = _FOCAL / scale
+    depth = FOCAL / scale
     fine = patch.texture("grain", offsets[0])
     # Joints thinner than a pixel would flicker: they fade with distance.
     fade = np.clip(scale * 14 - 0.08, 0, 1)
@@ -235,7 +233,7 @@ def _road(painter: Painter, dice: Dice, view: View):
     shade -= track * (np.abs(aside - np.float32(view.road / 2)) < 0.55)
     patch.fill(on_road, asphalt, shade, ROAD)
     patch.fill((aside > view.road - 0.12) & on_road, scaled(asphalt, 0.7))
-    depth = _FOCAL / scale
+    depth = FOCAL / scale
     marks = np.zeros(aside.shape, bool)
     if centre_line:
         dashes = np.True_ if centre_line == 1 else fraction(depth / period + phase)
@@ -258,7 +256,7 @@ def _wall(painter: Painter, dice: Dice, view: View, side: Side):
     for _ in range(dice.n(1, 3)):
         far = near + dice.u(5.0, 12.0)
         floors = dice.n(2, 4)
-        edges = sorted(view.vanish + _FOCAL * lateral / z for z in (near, far))
+        edges = sorted(view.vanish + FOCAL * lateral / z for z in (near, far))
         buildings.house(painter, dice, view, edges, lateral, 3.0 * floors)
         near = far + (dice.u(1.0, 5.0) if dice.chance(0.4) else 0.0)
 

@@ -5,6 +5,9 @@ import numpy as np
 from uss_utils.datasets._paint import RGB, Dice, Painter, Patch, fraction, mix, scaled
 from uss_utils.datasets._street_objects import BUILDING, GLASS
 
+# Focal length in canvas sides: turns scale into depth.
+FOCAL = 0.9
+
 
 def _plaster(dice: Dice) -> RGB:
     """Colour of a facade: any hue, pale, dull, strong or dark."""
@@ -125,7 +128,9 @@ def facade(
         patch.fill(street, shop, 1 - 0.4 * (fraction(across * columns) < 0.3))
 
 
-def house(painter: Painter, dice: Dice, view, edges: list[float], lateral, tall):
+def house(
+    painter: Painter, dice: Dice, view, edges: list[float], lateral: float, tall: float
+):
     """A house along the street whose front runs towards the vanishing point.
 
     Args:
@@ -150,7 +155,7 @@ def house(painter: Painter, dice: Dice, view, edges: list[float], lateral, tall)
         return
     scale = (patch.x - view.vanish) / np.float32(lateral)
     up = (view.horizon - patch.y) / scale + np.float32(view.height)
-    along = np.float32(0.9) / (scale * np.float32(pitch))
+    along = np.float32(FOCAL) / (scale * np.float32(pitch))
     body = (up > 0) & (up < tall)
     shade = light * (1 + 0.05 * patch.texture("fine", offset))
     patch.fill(body, wall, shade, BUILDING)

@@ -10,7 +10,9 @@ SKY, BUILDING, ROAD, SIDEWALK, VEGETATION, CAR, PERSON = range(7)
 GLASS = ((0.5, 0.7), (0.05, 0.35), (0.12, 0.5))
 
 
-def _shadow(painter: Painter, x: float, y: float, wide: float, flat: float, dark):
+def _shadow(
+    painter: Painter, x: float, y: float, wide: float, flat: float, dark: float
+):
     """A soft dark ellipse on the ground."""
     patch = painter.patch(x - wide, y - flat, x + wide, y + flat)
     if patch is None:
@@ -105,7 +107,16 @@ def car(painter: Painter, dice: Dice, x: float, y: float, scale: float):
         _car_front(painter, dice, x, y, size, body, glass, thing)
 
 
-def _car_side(painter, dice, x, y, scale, body, glass, thing):
+def _car_side(
+    painter: Painter,
+    dice: Dice,
+    x: float,
+    y: float,
+    scale: float,
+    body: RGB,
+    glass: RGB,
+    thing: int,
+):
     long, high = 4.1 * scale, 1.45 * scale
     knots, heights = _CAR_SHAPES[dice.pick(tuple(_CAR_SHAPES))]
     facing, lamp = dice.sign(), dice.chance(0.6)
@@ -138,7 +149,16 @@ def _car_side(painter, dice, x, y, scale, body, glass, thing):
         patch.fill(far < 0.1**2, (0.6, 0.6, 0.62))
 
 
-def _car_front(painter, dice, x, y, scale, body, glass, thing):
+def _car_front(
+    painter: Painter,
+    dice: Dice,
+    x: float,
+    y: float,
+    scale: float,
+    body: RGB,
+    glass: RGB,
+    thing: int,
+):
     wide, high = 1.8 * scale, 1.5 * scale * dice.u(0.95, 1.25)
     back = dice.chance(0.5)
     lamp = (0.85, 0.08, 0.08) if back else (1.0, 0.98, 0.85)
