@@ -17,7 +17,7 @@ import torch
 
 from uss_utils.paths import atomic_file
 
-_FORMAT = "uss-utils 1"
+_KEY, _FORMAT = "uss_utils", 1
 
 
 def save_tensors(
@@ -42,7 +42,10 @@ def save_tensors(
     except (TypeError, ValueError) as error:
         raise ValueError(f"the meta data of {path} is not JSON: {error}") from error
     ready = _dense(tensors)
-    header = {"format": _FORMAT, "json": text, "crc32": _checksum(ready, text)}
+    envelope = {"format": _FORMAT, "crc32": _checksum(ready, text), "meta": meta}
+    # One entry only: safetensors writes several in an order that varies, and equal
+    # content should make equal files.
+    header = {_KEY: json.dumps(envelope)}
     content = safetensors.torch.save(ready, metadata=header)
     try:
         with atomic_file(path) as temporary:
@@ -83,19 +86,12 @@ def load_tensors(
             f"{path} is not a readable safetensors file: it is cut off, damaged or of "
             f"another kind ({error}). Delete it and make it anew"
         ) from error
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    if header.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} is a safetensors file, but none that this package wrote "
-            f"(format {header.get('format')!r}, expected {_FORMAT!r})"
-        )
-    if header.get("crc32") != _checksum(tensors, header.get("json", "")):
+    meta, checksum = _envelope(path, content)
+    if checksum != _checksum(tensors, json.dumps(meta)):
         raise ValueError(
             f"the content of {path} does not agree with its checksum: the file is "
             "damaged. Delete it and make it anew"
         )
-    meta = json.loads(header["json"])
     if kind is not None and meta.get("kind") != kind:
         raise ValueError(
             f"{path} holds a {meta.get('kind')!r}, but a {kind!r} was expected"
@@ -160,6 +156,22 @@ def unflatten(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
         return float(value)
     nodes = [unflatten(tensors, node) for node in value]
     return nodes if name == "list" else tuple(nodes)
+
+
+def _envelope(path: Path, content: bytes) -> tuple[dict[str, Any], str | None]:
+    """The JSON object and the checksum that a file's header carries."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    try:
+        envelope = json.loads(header[_KEY])
+        if envelope["format"] != _FORMAT:
+            raise ValueError(f"its format is {envelope['format']}, not {_FORMAT}")
+        return envelope["meta"], envelope["crc32"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is a safetensors file, but none that this package wrote, or it is "
+            f"damaged ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _join(path: str, key: str | int) -> str:

@@ -1,5 +1,6 @@
 """All that a training run has to put back to go on as if it had never stopped."""
 
+import atexit
 import json
 import random
 from collections.abc import Iterator
@@ -69,6 +70,9 @@ def own_accelerator(
                     DistributedDataParallelKwargs(find_unused_parameters=True),
                 ],
             )
+            if accelerator.num_processes > 1:
+                # Without it a worker thread of the group aborts the ending process.
+                atexit.register(_leave_group)
             if precision == "fp16" and accelerator.scaler is None:
                 raise ValueError(
                     f"precision 'fp16' does not work on {accelerator.device}; "
@@ -79,6 +83,11 @@ def own_accelerator(
         for state, content in zip(shared, before, strict=True):
             state.clear()
             state.update(content)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -220,8 +229,9 @@ class RunState:
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
         except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())  # torch's is spread over lines
             raise ValueError(
-                f"the checkpoint {self.path} is of another model: {error}. Delete it, "
+                f"the checkpoint {self.path} is of another model ({reason}). Delete it, "
                 "or give another file"
             ) from error
         own = state["draws"][self.accelerator.process_index]
