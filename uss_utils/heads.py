@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Head = nn.Module
-
 
 def channel_dropout(
     feat: Tensor,

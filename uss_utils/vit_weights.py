@@ -5,6 +5,7 @@ import pickle
 import threading
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import safetensors
@@ -188,8 +189,8 @@ def _unreachable(url: str, seconds: float = 6.0) -> str | None:
             # Some answer came: let the client deal with redirects and refusals.
             error.close()
             outcome[0] = None
-        except (OSError, ValueError) as error:
-            outcome[0] = str(error)
+        except (OSError, ValueError, HTTPException) as error:
+            outcome[0] = str(error) or type(error).__name__
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

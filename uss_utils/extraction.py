@@ -1,0 +1,123 @@
+"""Dense features of many images: one loop for memory and for the disk cache."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.environment import pick_device
+from uss_utils.frozen import Frozen
+
+Read = Callable[[range], Tensor]
+
+
+def extract(
+    backbone: Frozen,
+    images: Tensor | SegmentationDataset,
+    *,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    autocast: bool = True,
+    progress: bool = False,
+) -> Tensor:
+    """Features of all images at once, in memory.
+
+    Args:
+        backbone: see :func:`uss_utils.backbones.load`.
+        images: normalised floats of shape (N, 3, H, W), or a data set.
+        batch_size: images per forward pass.
+        device: where to compute (the backbone is moved there); None: where it is.
+        autocast: half precision on a CUDA device; no effect elsewhere.
+        progress: show a bar.
+
+    Returns:
+        feat on the CPU, float32 (N, C, h, w).
+
+    Raises:
+        ValueError: no image, a batch size below 1, or features that are not finite.
+    """
+    n = len(images)
+    feat = None
+    for rows, part in feature_batches(
+        backbone,
+        images,
+        batch_size=batch_size,
+        device=device,
+        autocast=autocast,
+        progress=progress,
+    ):
+        if feat is None:
+            feat = torch.empty(n, *part.shape[1:])
+        feat[rows.start : rows.stop] = part
+    return feat
+
+
+def feature_batches(
+    backbone: Frozen,
+    images: Tensor | SegmentationDataset,
+    *,
+    start: int = 0,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    autocast: bool = True,
+    progress: bool = False,
+) -> Iterator[tuple[range, Tensor]]:
+    """Features batch by batch: (rows, float32 (B, C, h, w) on the CPU).
+
+    The next batch is read while the current one is computed. ``start`` skips the first
+    images; the other arguments are those of :func:`extract`.
+    """
+    n = len(images)
+    if n == 0:
+        raise ValueError("there is no image to extract features from")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    device = device_of(backbone) if device is None else pick_device(str(device))
+    backbone.to(device)
+    half = autocast and device.type == "cuda"
+    chunks = [range(i, min(i + batch_size, n)) for i in range(start, n, batch_size)]
+    bar = tqdm(
+        total=n, initial=start, desc="features", unit="img", disable=not progress
+    )
+    with bar:
+        for rows, batch in _prefetched(_reader(images), chunks):
+            with torch.autocast(device.type, enabled=half):
+                feat = backbone.features(batch.to(device)).float().cpu()
+            _check_finite(feat, rows, backbone.name)
+            yield rows, feat
+            bar.update(len(rows))
+
+
+def device_of(backbone: Frozen) -> torch.device:
+    """Where a backbone's weights are; the CPU if it has none."""
+    return next((p.device for p in backbone.parameters()), torch.device("cpu"))
+
+
+def _reader(images: Tensor | SegmentationDataset) -> Read:
+    if isinstance(images, Tensor):
+        return lambda rows: images[rows.start : rows.stop]
+    return lambda rows: images.batch(rows)[0]
+
+
+def _prefetched(read: Read, chunks: list[range]) -> Iterator[tuple[range, Tensor]]:
+    """Batches in order, each read by one thread while the last one is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(read, chunks[0]) if chunks else None
+        for index, rows in enumerate(chunks):
+            batch = upcoming.result()
+            if index + 1 < len(chunks):
+                upcoming = pool.submit(read, chunks[index + 1])
+            yield rows, batch
+
+
+def _check_finite(feat: Tensor, rows: range, name: str) -> None:
+    finite = torch.isfinite(feat).flatten(1).all(1)
+    if not bool(finite.all()):
+        first = rows[int((~finite).nonzero()[0])]
+        raise ValueError(
+            f"{name} gives NaN or infinite features for image {first}; look at that "
+            "image and at the weights, or turn autocast off"
+        )

@@ -1,0 +1,182 @@
+"""A large .npy file that is written batch by batch and survives being killed.
+
+The data grow in ``<name>.partial``; a journal ``<name>.progress`` says how much of them
+is safely on disk and what they belong to. The final name appears in one step, when
+everything is complete.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO, FileIO
+from pathlib import Path
+
+import numpy as np
+
+from uss_utils.paths import atomic_file
+
+JOURNAL_EVERY = 8  # batches between two entries of the journal
+LOCK = ".lock"
+
+
+def npy_header(shape: Sequence[int]) -> bytes:
+    """First bytes of a .npy file of little-endian float16."""
+    buffer = BytesIO()
+    fields = {"descr": "<f2", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def npy_size(shape: Sequence[int]) -> int:
+    """Bytes of a complete .npy file of float16."""
+    return len(npy_header(shape)) + 2 * int(np.prod(shape))
+
+
+class HalfArrayWriter:
+    """Writes a float16 array of known shape, row after row.
+
+    Args:
+        path: final name of the file; its folder exists.
+        shape: shape of the whole array, (N, ...).
+        belongs_to: JSON-able description of what is written. An unfinished file of an
+            earlier run is taken over only if its description is the same.
+
+    Attributes:
+        done: rows that are safely written.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], belongs_to: dict):
+        self.path, self.shape, self.belongs_to = path, tuple(shape), belongs_to
+        self.partial = path.with_suffix(".partial")
+        self.journal = path.with_suffix(".progress")
+        self.row_bytes = 2 * int(np.prod(self.shape[1:]))
+        self.done = self._taken_over()
+
+    def _taken_over(self) -> int:
+        try:
+            entry = json.loads(self.journal.read_text(encoding="utf-8"))
+            size = self.partial.stat().st_size
+        except (OSError, ValueError):
+            return 0
+        if entry.get("belongs_to") != self.belongs_to:
+            return 0
+        return entry["done"] if size >= self._end(entry["done"]) else 0
+
+    def _end(self, rows: int) -> int:
+        """Length of the file after some rows."""
+        return len(npy_header(self.shape)) + rows * self.row_bytes
+
+    def check_space(self) -> None:
+        """Refuse to start what cannot be finished.
+
+        Raises:
+            OSError: too little room on the disk.
+        """
+        needed = self._end(self.shape[0]) - self._end(self.done)
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{self.path} needs {needed / 1e6:.0f} MB more, but only "
+                f"{free / 1e6:.0f} MB are free; use fewer or smaller images, or set "
+                "USS_DATA to a folder on a larger disk",
+            )
+
+    def append(self, parts: Iterable[np.ndarray]) -> None:
+        """Write arrays (B, ...) one after another, keeping the journal.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with self._opened() as file:
+            for count, part in enumerate(parts, start=1):
+                with explained(self.path):
+                    _write_all(file, part.astype("<f2", copy=False).tobytes())
+                self.done += len(part)
+                if count % JOURNAL_EVERY == 0:
+                    self._note(file)
+            self._note(file)
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
+        """The partial file, cut to what is known to be good; unbuffered."""
+        with explained(self.path):
+            file = self.partial.open("r+b" if self.done else "wb", buffering=0)
+        with file:
+            with explained(self.path):
+                if not self.done:
+                    _write_all(file, npy_header(self.shape))
+                file.truncate(self._end(self.done))
+                file.seek(0, os.SEEK_END)
+            yield file
+
+    def _note(self, file: FileIO) -> None:
+        """One journal entry; the data reach the disk before it."""
+        with explained(self.path):
+            os.fsync(file.fileno())
+            entry = {"belongs_to": self.belongs_to, "done": self.done}
+            with atomic_file(self.journal) as path:
+                path.write_text(json.dumps(entry), encoding="utf-8")
+
+    def finish(self) -> None:
+        """Give the complete file its final name and drop the journal."""
+        with explained(self.path):
+            self.partial.replace(self.path)
+            self.journal.unlink(missing_ok=True)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """Unbuffered files may take less than they are given."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say where writing failed and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path} ({error.strerror or error}); free some space, or "
+            "set USS_DATA to a folder that can be written. What is safely written "
+            "will be used by the next run",
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer per folder at a time; the others wait.
+
+    The system releases the lock of a killed process, so none is ever left behind.
+    """
+    path = folder / LOCK
+    while True:
+        with explained(path):
+            file = path.open("ab")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is writing in {folder}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _same_file(path, file):
+                continue  # the last owner has removed this one: take the new one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _same_file(path: Path, file) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
