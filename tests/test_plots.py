@@ -1,0 +1,242 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uss_utils import figures, plots
+from uss_utils.datasets.transforms import normalise
+from uss_utils.environment import generator
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
+CLASSES = ("road", "sky", "car")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def pixels(figure):
+    return Image.open(io.BytesIO(figures.picture(figure)[1]))
+
+
+class TestColours:
+    def test_colourise(self):
+        label = torch.tensor([[0, 2], [-1, 1]])
+        found = plots.colourise(label, PALETTE)
+        assert found.dtype == np.uint8
+        grey = [128, 128, 128]
+        assert found.tolist() == [[[255, 0, 0], [0, 0, 255]], [grey, [0, 255, 0]]]
+        assert plots.colourise(label[None], PALETTE).shape == (1, 2, 2, 3)
+
+    @pytest.mark.parametrize("bad", [3, -2])
+    def test_colourise_refuses_classes_without_colour(self, bad):
+        with pytest.raises(ValueError, match="palette has 3 colours"):
+            plots.colourise(np.array([[0, bad]]), PALETTE)
+
+    def test_colourise_refuses_probabilities(self):
+        with pytest.raises(ValueError, match="must be integers"):
+            plots.colourise(np.array([[0.5]]), PALETTE)
+
+    def test_to_rgb_of_every_form_is_the_same_picture(self, image):
+        forms = [
+            image,
+            torch.from_numpy(image),
+            torch.from_numpy(image).movedim(-1, 0),
+            image / 255,
+            normalise(image),
+            normalise(image).numpy(),
+            Image.fromarray(image),
+        ]
+        for form in forms:
+            assert np.array_equal(plots.to_rgb(form), image)
+
+    def test_to_rgb_refuses_other_shapes(self):
+        with pytest.raises(ValueError, match=r"got shape \(4, 5\)"):
+            plots.to_rgb(np.zeros((4, 5)))
+
+    def test_overlay_leaves_ignored_pixels_alone(self, image):
+        label = np.full((8, 12), -1)
+        label[:4] = 1
+        found = plots.overlay(image, label, PALETTE, alpha=0.25)
+        assert np.array_equal(found[4:], image[4:])
+        expected = np.rint(0.75 * image[:4] + 0.25 * PALETTE[1])
+        assert np.array_equal(found[:4], expected)
+        with pytest.raises(ValueError, match="image is"):
+            plots.overlay(image, label[:3], PALETTE)
+
+
+class TestPcaRgb:
+    def test_shape_range_and_shared_basis(self):
+        feat = torch.randn(2, 5, 4, 6, generator=generator(0))
+        feat[1] = feat[0]
+        rgb = plots.pca_rgb(feat)
+        assert rgb.shape == (2, 4, 6, 3)
+        assert rgb.min() == 0 and rgb.max() == 1
+        assert np.array_equal(rgb[0], rgb[1])
+        assert plots.pca_rgb(feat[0]).shape == (4, 6, 3)
+
+    def test_red_follows_the_main_direction(self):
+        g = generator(1)
+        direction = torch.randn(16, generator=g)
+        amount = torch.rand(8, 8, generator=g)
+        noise = 0.01 * torch.randn(16, 8, 8, generator=g)
+        red = plots.pca_rgb(direction[:, None, None] * amount + noise)[..., 0]
+        correlation = np.corrcoef(red.ravel(), amount.ravel())[0, 1]
+        assert abs(correlation) > 0.99
+
+    def test_rotating_features_keeps_colours_up_to_sign(self):
+        feat = torch.randn(6, 8, 8, generator=generator(2), dtype=torch.float64)
+        feat = feat * torch.tensor([9.0, 5, 3, 1, 1, 1])[:, None, None]
+        rotation = torch.linalg.qr(
+            torch.randn(6, 6, generator=generator(3), dtype=torch.float64)
+        ).Q
+        one = plots.pca_rgb(feat)
+        two = plots.pca_rgb(torch.einsum("dc,chw->dhw", rotation, feat))
+        for k in range(3):
+            same = np.allclose(one[..., k], two[..., k])
+            mirrored = np.allclose(one[..., k], 1 - two[..., k])
+            assert same or mirrored
+
+    def test_few_or_constant_channels(self):
+        assert plots.pca_rgb(torch.rand(1, 3, 3)).shape == (3, 3, 3)
+        assert np.all(plots.pca_rgb(torch.ones(4, 3, 3)) == 0.5)
+        with pytest.raises(ValueError, match="expected"):
+            plots.pca_rgb(torch.ones(3, 3))
+
+
+class TestShowRow:
+    def test_columns_and_titles(self, image):
+        label = np.zeros((8, 12), dtype=np.int64)
+        figure = plots.show_row(
+            image=image,
+            k_means=label,
+            heat=label / 2,
+            palette=PALETTE,
+            classes=CLASSES,
+            titles={"heat": "how sure"},
+        )
+        titles = [ax.get_title() for ax in figure.axes]
+        assert titles == ["image", "k means", "how sure"]
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels == list(CLASSES)
+
+    def test_drawn_colours_are_the_palette(self):
+        label = np.array([[0, 1], [2, -1]])
+        drawn = plots.show_row(truth=label, palette=PALETTE).axes[0].images[0]
+        assert np.array_equal(drawn.get_array(), plots.colourise(label, PALETTE))
+
+    @pytest.mark.parametrize(
+        ("value", "rows"),
+        [
+            (torch.zeros(2, 3, 8, 8), 2),
+            (torch.zeros(3, 8, 8), 1),
+            (torch.zeros(3, 8, 8, dtype=torch.int64), 3),
+            (torch.zeros(5, 8, 8), 5),
+            (torch.zeros(8, 8, 3, dtype=torch.uint8), 1),
+            (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), 4),
+            ([torch.zeros(8, 8)] * 2, 2),
+        ],
+    )
+    def test_batches_become_rows(self, value, rows):
+        assert len(plots.show_row(x=value).axes) == rows
+
+    def test_figure_is_narrow_enough_and_light(self, image):
+        photo = np.kron(image, np.ones((16, 16, 1), dtype=np.uint8))
+        figure = plots.show_row(**{f"p{i}": [photo] * 2 for i in range(6)})
+        assert figure.get_figwidth() <= 9
+        kind, data = figures.picture(figure)
+        assert kind == "jpeg"
+        assert len(data) < 150_000
+        assert pixels(figure).width <= 9 * 72
+
+    def test_bad_input(self, image):
+        with pytest.raises(ValueError, match="at least one picture"):
+            plots.show_row(palette=PALETTE)
+        with pytest.raises(ValueError, match="different numbers"):
+            plots.show_row(a=[image] * 2, b=image)
+        with pytest.raises(ValueError, match="3 classes, but 2 colours"):
+            plots.show_row(a=image, classes=CLASSES, palette=PALETTE[:2])
+
+
+class TestCharts:
+    def test_legend(self):
+        figure = plots.legend(CLASSES, PALETTE)
+        handles = figure.legends[0].get_patches()
+        assert np.allclose(handles[1].get_facecolor(), (0, 1, 0, 1))
+
+    def test_confusion_shows_shares_of_each_class(self):
+        matrix = torch.tensor([[6, 1, 0], [2, 3, 0], [0, 0, 0]])
+        ax = plots.confusion(matrix, CLASSES, title="t").axes[0]
+        shown = [text.get_text() for text in ax.texts]
+        assert shown[:2] == ["0.75", "0.25"]
+        assert [t.get_text() for t in ax.get_yticklabels()] == list(CLASSES)
+
+    def test_confusion_with_more_clusters_than_classes(self):
+        ax = plots.confusion(np.ones((5, 3)), CLASSES).axes[0]
+        assert [t.get_text() for t in ax.get_yticklabels()] == list("01234")
+        with pytest.raises(ValueError, match="3 columns"):
+            plots.confusion(np.ones((3, 5)), CLASSES)
+
+    def test_curves_of_rows_and_of_series(self):
+        rows = [{"step": 10 * i, "loss": 1 / (i + 1), "note": "x"} for i in range(5)]
+        (ax,) = plots.curves(rows).axes
+        assert ax.get_title() == "loss"
+        assert ax.lines[0].get_xdata().tolist() == [0, 10, 20, 30, 40]
+        assert len(plots.curves({"a": [1, 2], "b": [2, 3]}, smooth=2).axes) == 2
+        with pytest.raises(ValueError, match="no curve named los; there are: loss"):
+            plots.curves(rows, ["los"])
+        with pytest.raises(ValueError, match="there are: none"):
+            plots.curves([])
+
+    def test_heatmap_marks_the_queried_patch(self, image):
+        figure = plots.heatmap_on(image, np.random.rand(2, 3), (1, 2))  # noqa: NPY002
+        box = figure.axes[0].patches[0]
+        assert (box.get_x(), box.get_y()) == (7.5, 3.5)
+        assert (box.get_width(), box.get_height()) == (4, 4)
+
+    def test_bar_ladder_prints_mean_and_spread(self):
+        figure = plots.bar_ladder({"a": [1.0, 2.0, 3.0], "b": 5.0}, highlight="b")
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert texts == ["2.0 ± 1.0", "5.0"]
+
+    def test_iou_bars(self):
+        figure = plots.iou_bars({"a": [0.1, None, 0.3], "b": [0.2, 0.2, 0.2]}, CLASSES)
+        ax = figure.axes[0]
+        assert [t.get_text() for t in ax.texts] == ["absent"]
+        assert len(ax.patches) == 6
+        with pytest.raises(ValueError, match="expected 3 values"):
+            plots.iou_bars([0.1], CLASSES)
+
+
+class TestStyle:
+    def test_charts_are_png_and_photographs_jpeg(self, image):
+        assert figures.picture(plots.bar_ladder({"a": 1}))[0] == "png"
+        assert figures.picture(plots.show_row(a=image))[0] == "jpeg"
+
+    def test_same_figure_same_bytes(self, image):
+        one, two = (figures.picture(plots.show_row(a=image)) for _ in range(2))
+        assert one == two
+
+    def test_importing_changes_nothing_and_needs_no_screen(self):
+        code = (
+            "import matplotlib; before = dict(matplotlib.rcParams);"
+            "import uss_utils.plots as p, numpy as np;"
+            "import matplotlib.pyplot as plt;"
+            "p.show_row(a=np.zeros((4, 4, 3)));"
+            "assert not plt.get_fignums(), 'a figure stayed open';"
+            "changed = {k for k, v in before.items() if matplotlib.rcParams[k] != v};"
+            "assert changed <= {'backend', 'backend_fallback'}, changed;"
+            "p.use_notebook_style(); assert matplotlib.rcParams['figure.dpi'] == 72"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PATH": "", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr

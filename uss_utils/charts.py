@@ -1,0 +1,188 @@
+"""Numbers as figures: confusion, training curves, bars. Notebooks say ``plots.…``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seaborn
+from matplotlib.figure import Figure
+
+from uss_utils.colours import to_numpy
+from uss_utils.figures import ACCENT, PLAIN, new_axes, new_figure
+
+
+def confusion(
+    matrix: Any,
+    classes: Sequence[str],
+    *,
+    clusters: Sequence[str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Where the pixels of each class went, as shares of the class (columns sum to 1).
+
+    Args:
+        matrix: counts, shape (R, K): rows predicted, columns true.
+        classes: names of the K classes.
+        clusters: names of the R rows; ``classes``, or numbers where R differs from K.
+        title: the finding.
+    """
+    matrix = to_numpy(matrix).astype(float)
+    if matrix.ndim != 2 or matrix.shape[1] != len(classes):
+        raise ValueError(
+            f"expected a matrix with {len(classes)} columns, one per class, got shape "
+            f"{matrix.shape}"
+        )
+    if clusters is None:
+        square = len(matrix) == len(classes)
+        clusters = list(classes) if square else [str(i) for i in range(len(matrix))]
+    total = matrix.sum(axis=0, keepdims=True)
+    share = np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
+    figure = new_figure(1.9 + 0.52 * len(classes), 1.3 + 0.36 * len(matrix))
+    ax = new_axes(figure)[0, 0]
+    ax.grid(False)
+    seaborn.heatmap(
+        share,
+        ax=ax,
+        vmin=0,
+        vmax=1,
+        cmap="cividis",
+        annot=len(classes) <= 12,
+        fmt=".2f",
+        annot_kws={"fontsize": 8},
+        xticklabels=list(classes),
+        yticklabels=list(clusters),
+        cbar_kws={"label": "share of the class"},
+    )
+    ax.set(xlabel="true class", ylabel="predicted", title=title)
+    ax.tick_params(axis="x", rotation=45)
+    for text in ax.get_xticklabels():
+        text.set(ha="right", rotation_mode="anchor")
+    return figure
+
+
+def curves(
+    history: Any,
+    names: Sequence[str] | None = None,
+    *,
+    smooth: int = 1,
+    title: str = "",
+) -> Figure:
+    """Training curves, one small panel per quantity.
+
+    Args:
+        history: a ``training.History``, its list of rows, or name -> values.
+        names: quantities to show; all numbers but "step" when None.
+        smooth: length of the moving average drawn over the raw values.
+        title: the finding.
+
+    Raises:
+        ValueError: nothing to draw, or an unknown name.
+    """
+    series = _series(history)
+    names = [n for n in series if n != "step"] if names is None else list(names)
+    unknown = sorted(set(names) - set(series))
+    if unknown or not names:
+        raise ValueError(
+            f"no curve named {', '.join(unknown) or '(none)'}; there are: "
+            f"{', '.join(n for n in series if n != 'step') or 'none'}"
+        )
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = new_figure(1.0 + 3.0 * columns, 2.3 * rows)
+    grid = new_axes(figure, rows, columns).ravel()
+    for ax, name in zip(grid, names, strict=False):
+        x, y = series[name]
+        ax.plot(x, y, color=PLAIN, alpha=0.35 if smooth > 1 else 1)
+        if smooth > 1 and len(y) >= smooth:
+            mean = np.convolve(y, np.ones(smooth) / smooth, mode="valid")
+            ax.plot(x[smooth - 1 :], mean, color=PLAIN)
+        ax.set(xlabel="step", title=name.replace("_", " "))
+    for ax in grid[len(names) :]:
+        ax.axis("off")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _series(history: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (steps, values) of every number that a history holds."""
+    if isinstance(history, Mapping):
+        return {
+            name: (np.arange(len(values)), np.asarray(values, dtype=float))
+            for name, values in history.items()
+        }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for i, row in enumerate(getattr(history, "rows", history)):
+        for name, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.setdefault(name, []).append((row.get("step", i), value))
+    return {name: tuple(np.array(pairs).T) for name, pairs in found.items()}
+
+
+def bar_ladder(
+    rows: Mapping[str, Any],
+    *,
+    xlabel: str = "mIoU (%)",
+    title: str = "",
+    highlight: str | None = None,
+) -> Figure:
+    """Methods from top to bottom, mean ± standard deviation over seeds.
+
+    Args:
+        rows: name -> one number or one per seed.
+        xlabel: what the numbers are.
+        title: the finding.
+        highlight: name of the row to colour.
+    """
+    values = {k: np.atleast_1d(to_numpy(v)).astype(float) for k, v in rows.items()}
+    means = [v.mean() for v in values.values()]
+    spread = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values.values()]
+    figure = new_figure(6.5, 0.5 + 0.32 * len(values) + (0.25 if title else 0))
+    ax = new_axes(figure)[0, 0]
+    colours = [ACCENT if name == highlight else PLAIN for name in values]
+    ax.barh(list(values), means, xerr=spread, color=colours, ecolor="0.3", capsize=3)
+    for i, (mean, sd) in enumerate(zip(means, spread, strict=True)):
+        text = f"{mean:.1f} ± {sd:.1f}" if sd else f"{mean:.1f}"
+        ax.annotate(
+            text, (mean + sd, i), xytext=(5, 0), textcoords="offset points", va="center"
+        )
+    ax.invert_yaxis()
+    ax.margins(x=0.18)
+    ax.grid(False, axis="y")
+    ax.set(xlabel=xlabel, title=title)
+    return figure
+
+
+def iou_bars(
+    iou: Any, classes: Sequence[str], palette: Any = None, *, title: str = ""
+) -> Figure:
+    """IoU of every class, for one method or several side by side.
+
+    Args:
+        iou: shape (K,), or name of a method -> (K,); in [0, 1] or percent, NaN or None
+            where a class does not occur.
+        classes: K names.
+        palette: uint8 (K, 3), the bars' colours when there is one method.
+        title: the finding.
+    """
+    table = iou if isinstance(iou, Mapping) else {"": iou}
+    table = {k: np.array(to_numpy(v), dtype=float) for k, v in table.items()}
+    wrong = {k: v.shape for k, v in table.items() if v.shape != (len(classes),)}
+    if wrong:
+        raise ValueError(f"expected {len(classes)} values per method, got {wrong}")
+    figure = new_figure(max(4.5, 0.75 * len(classes) + 1), 2.6)
+    ax = new_axes(figure)[0, 0]
+    x, width = np.arange(len(classes)), 0.8 / len(table)
+    for i, (name, values) in enumerate(table.items()):
+        single = len(table) == 1 and palette is not None
+        colour = to_numpy(palette)[: len(classes)] / 255 if single else None
+        place = x + (i - (len(table) - 1) / 2) * width
+        ax.bar(place, np.nan_to_num(values), width, label=name, color=colour)
+        for position in place[np.isnan(values)]:
+            ax.annotate("absent", (position, 0), rotation=90, ha="center", fontsize=8)
+    ax.set_xticks(x, classes, rotation=40, ha="right", rotation_mode="anchor")
+    ax.grid(False, axis="x")
+    ax.set(ylabel="IoU", title=title)
+    if len(table) > 1:
+        figure.legend(ncols=min(len(table), 6), loc="outside upper center")
+    return figure

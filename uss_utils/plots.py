@@ -1,0 +1,186 @@
+"""Every figure of the notebooks under one name.
+
+Each function returns its figure and needs no screen. Pictures are drawn here, charts
+in :mod:`uss_utils.charts`, arrays of colours made in :mod:`uss_utils.colours`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from uss_utils.charts import bar_ladder, confusion, curves, iou_bars
+from uss_utils.colours import (
+    colourise,
+    default_palette,
+    overlay,
+    pca_rgb,
+    to_numpy,
+    to_rgb,
+)
+from uss_utils.figures import ACCENT, WIDTH, new_axes, new_figure, use_notebook_style
+
+__all__ = [
+    "bar_ladder",
+    "colourise",
+    "confusion",
+    "curves",
+    "default_palette",
+    "heatmap_on",
+    "iou_bars",
+    "legend",
+    "overlay",
+    "pca_rgb",
+    "show_row",
+    "to_rgb",
+    "use_notebook_style",
+]
+
+
+def _panel(value: Any, palette: Any) -> tuple[np.ndarray, bool]:
+    """One picture as drawable array, and whether it shows classes."""
+    array = to_numpy(value)
+    if array.ndim == 2:
+        if array.dtype.kind not in "iub":
+            return array, False
+        if palette is None:
+            palette = default_palette(max(int(array.max()) + 1, 1))
+        return colourise(array, palette), True
+    return to_rgb(value), False
+
+
+def _as_rows(value: Any) -> list:
+    """A batch as list of pictures, a single picture as list of one."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    array = to_numpy(value)
+    one_image = 3 in (array.shape[0], array.shape[-1]) and array.dtype.kind != "i"
+    batched = array.ndim == 4 or (array.ndim == 3 and not one_image)
+    return list(value) if batched else [value]
+
+
+def show_row(
+    *,
+    palette: Any = None,
+    classes: Sequence[str] | None = None,
+    titles: Mapping[str, str] | Sequence[str] | None = None,
+    **pictures: Any,
+) -> Figure:
+    """Pictures side by side, one column per keyword, one row per item of a batch.
+
+    ``show_row(image=image, truth=label, pred=pred, palette=palette, classes=classes)``
+    is the picture of this course.
+
+    Args:
+        palette: uint8 (K, 3); without it clusters get :func:`default_palette`.
+        classes: names of the K classes; given, a legend is drawn.
+        titles: titles instead of the keywords, by keyword or in order.
+        **pictures: images (see :func:`to_rgb`), integer labels (H, W) with -1 in
+            grey, float maps (H, W) in cividis; or batches or lists of these.
+
+    Raises:
+        ValueError: no picture, or columns of different length.
+    """
+    if not pictures:
+        raise ValueError("show_row needs at least one picture, e.g. image=image")
+    columns = {name: _as_rows(value) for name, value in pictures.items()}
+    counts = {name: len(rows) for name, rows in columns.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"columns have different numbers of pictures: {counts}")
+    if titles is not None and not isinstance(titles, Mapping):
+        titles = dict(zip(columns, titles, strict=True))
+    n_rows = next(iter(counts.values()))
+    shape = _panel(next(iter(columns.values()))[0], palette)[0].shape
+    width = min(WIDTH / len(columns), 2.6)
+    height = width * shape[0] / shape[1]
+    extra = 0.25 + 0.22 * (-(-len(classes) // 6) if classes is not None else 0)
+    figure = new_figure(width * len(columns), height * n_rows + extra)
+    axes = new_axes(figure, n_rows, len(columns))
+    for j, (name, rows) in enumerate(columns.items()):
+        title = (titles or {}).get(name, name.replace("_", " "))
+        axes[0, j].set_title(title)
+        for i, value in enumerate(rows):
+            axes[i, j].imshow(_panel(value, palette)[0], cmap="cividis")
+            axes[i, j].axis("off")
+    if classes is not None:
+        if palette is None:
+            palette = default_palette(len(classes))
+        _draw_legend(figure, classes, palette)
+    return figure
+
+
+def _draw_legend(figure: Figure, classes: Sequence[str], palette: Any) -> None:
+    palette = to_numpy(palette)[: len(classes)] / 255
+    if len(palette) != len(classes):
+        raise ValueError(f"{len(classes)} classes, but {len(palette)} colours")
+    handles = [
+        Patch(facecolor=colour, label=name, edgecolor="0.5", linewidth=0.5)
+        for name, colour in zip(classes, palette, strict=True)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 6),
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
+
+
+def legend(classes: Sequence[str], palette: Any) -> Figure:
+    """The colours of the classes alone.
+
+    Args:
+        classes: K names.
+        palette: uint8, shape (K, 3) or more.
+    """
+    figure = new_figure(WIDTH, 0.3 * -(-len(classes) // 6) + 0.1)
+    _draw_legend(figure, classes, palette)
+    return figure
+
+
+def heatmap_on(
+    image: Any,
+    values: Any,
+    query: tuple[int, int] | None = None,
+    *,
+    title: str = "similarity to the marked patch",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """An image with a marked patch, and a map of values laid over it.
+
+    Args:
+        image: as in :func:`to_rgb`, (H, W) pixels.
+        values: float map (h, w), stretched over the image.
+        query: (row, column) of the patch to mark, counted in the map.
+        title: title of the map.
+        limits: values of the darkest and the brightest colour; the map's own extremes
+            when None.
+    """
+    rgb, values = to_rgb(image), to_numpy(values)
+    height, width = rgb.shape[:2]
+    figure = new_figure(6.4, 6.4 / 2.25 * height / width + 0.3)
+    left, right = new_axes(figure, 1, 2)[0]
+    left.imshow(rgb)
+    left.set_title("image" if query is None else "image, marked patch")
+    right.imshow(rgb.mean(axis=-1), cmap="gray")
+    low, high = limits or (None, None)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    shown = right.imshow(
+        values, cmap="cividis", alpha=0.75, extent=extent, vmin=low, vmax=high
+    )
+    right.set_title(title)
+    figure.colorbar(shown, ax=right, shrink=0.85)
+    for ax in (left, right):
+        ax.axis("off")
+        if query is not None:
+            _mark(ax, query, height / values.shape[0], width / values.shape[1])
+    return figure
+
+
+def _mark(ax: Axes, query: tuple[int, int], height: float, width: float) -> None:
+    corner = (query[1] * width - 0.5, query[0] * height - 0.5)
+    ax.add_patch(Rectangle(corner, width, height, fill=False, color=ACCENT, lw=2))
