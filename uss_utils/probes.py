@@ -287,8 +287,8 @@ def cluster_log_probs_upsampled(
     if probe.metric == "cosine":
         # Upsampling the cosines themselves would be wrong: the norm of a blend of two
         # vectors is not the blend of their norms.
-        scores = scores / _upsampled_norm(code, size).clamp_min(EPS)
-    return (alpha * scores).log_softmax(1)
+        alpha = alpha / _upsampled_norm(code, size).clamp_min(EPS)
+    return scores.mul_(alpha).log_softmax(1)  # in place: the maps are large
 
 
 def linear_log_probs_upsampled(
