@@ -51,36 +51,6 @@ def assert_same(one, other):
     assert one[2].rows == other[2].rows
 
 
-# ------------------------------------------------------------------ order of the data
-
-
-@pytest.mark.parametrize(
-    "n, size, drop", [(10, 4, False), (10, 4, True), (8, 8, False)]
-)
-def test_every_epoch_is_a_permutation(n, size, drop):
-    per_epoch = n // size if drop else -(-n // size)
-    for epoch in range(3):
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        parts = [batch_indices(s, n, size, 7, drop) for s in steps]
-        seen = torch.cat(parts).tolist()
-        assert len(seen) == len(set(seen)) == (per_epoch * size if drop else n)
-        assert all(len(part) == size for part in parts[:-1])
-
-
-def test_order_depends_on_seed_and_epoch_only():
-    first = [batch_indices(s, 20, 5, seed=1).tolist() for s in range(8)]
-    again = [batch_indices(s, 20, 5, seed=1).tolist() for s in reversed(range(8))]
-    assert first == again[::-1]
-    assert first[:4] != first[4:]
-    assert first != [batch_indices(s, 20, 5, seed=2).tolist() for s in range(8)]
-
-
-def test_changing_a_batch_does_not_change_the_order():
-    before = batch_indices(0, 6, 6)
-    batch_indices(0, 6, 6).zero_()
-    assert torch.equal(batch_indices(0, 6, 6), before)
-
-
 # ------------------------------------------------------------------------- the loop
 
 

@@ -7,20 +7,17 @@ guard against a loss that is no number.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from functools import lru_cache
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from uss_utils.batches import Batches, ahead, batch_indices, mix_seed
 from uss_utils.environment import generator
 from uss_utils.history import History, Progress, figure
 from uss_utils.run_state import (
@@ -51,28 +48,6 @@ __all__ = [
     "fit",
     "poly_schedule",
 ]
-
-
-def batch_indices(
-    step: int, n: int, batch_size: int, seed: int = 0, drop_last: bool = False
-) -> Tensor:
-    """Items of a batch: a pure function of seed and step.
-
-    Every epoch visits all ``n`` items once, in an order of its own.
-
-    Args:
-        step: from 0, over all epochs.
-        n: number of items.
-        batch_size: items per batch, at most ``n``.
-        seed: of the order.
-        drop_last: leave out an epoch's incomplete last batch.
-
-    Returns:
-        int64, shape (batch_size,), or fewer in the last batch of an epoch.
-    """
-    epoch, place = divmod(step, _batches_per_epoch(n, batch_size, drop_last))
-    order = _permutation(n, seed, epoch)
-    return order[place * batch_size : (place + 1) * batch_size].clone()
 
 
 def fit(
@@ -109,10 +84,9 @@ def fit(
     One step: batch, ``loss_fn`` under autocast, check, backward, clip, optimisers, EMA,
     ``on_step``, history, checkpoint.
 
-    Several processes (``accelerate launch``, ``notebook_launcher``) share every batch:
-    each takes every n-th item, gradients and logged figures are averaged, the first
-    process writes. Incomplete batches are dropped then, and everything the loss trains
-    has to be inside ``model``.
+    Several processes (``torchrun``, ``accelerate launch`` or ``notebook_launcher``)
+    share every batch: each takes every n-th item, gradients and logged figures are
+    averaged, the first process writes. Incomplete batches are dropped then.
 
     Args:
         model: everything that is trained or whose state changes (a teacher, a queue as
@@ -184,104 +158,76 @@ def fit(
         "optimisers": describe_optimisers(named),
         "config": config or {},
     }
-    was_training = model.training
-    history = History()
     with own_accelerator(precision, device, scaler) as accelerator:
         rank, workers = accelerator.process_index, accelerator.num_processes
-        if batch_size % workers:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide over {workers} processes"
-            )
         drop_last = drop_last or workers > 1
         settings |= {"drop_last": drop_last, "processes": workers}
-        draws = generator(_mix(seed, 1, rank))
+        draws = generator(mix_seed(seed, 1, rank))
+        batches = Batches(data, batch_size, seed, drop_last, rank, workers)
         update = Update(model, loss_fn, named, schedule, clip_norm, accelerator)
+        for average in averages.values():
+            average.module.to(accelerator.device)
         state = RunState(
             checkpoint, settings, accelerator, model, named, averages, draws
         )
 
-        def fetch(index: int) -> tuple[Step, Any]:
-            items = batch_indices(index, len(data), batch_size, seed, drop_last)
-            epoch = index // _batches_per_epoch(len(data), batch_size, drop_last)
-            step = Step(index, steps, epoch, items[rank::workers], draws)
-            return step, getattr(data, "batch", data)(step.indices)
-
-        def finish(index: int, row: dict[str, Any]) -> None:
+        def after(index: int, row: dict[str, Any]) -> None:
             for average in averages.values():
                 average.update(index, steps)
             known = len(row)
             if on_step is not None:
                 on_step(index, model, row)
-            last = index + 1 == steps
-            if last or (index + 1) % log_every == 0 or len(row) > known:
+            done = index + 1
+            if done == steps or done % log_every == 0 or len(row) > known:
                 history.rows.append({name: figure(row[name]) for name in row})
             history.seconds = time.perf_counter() - begun
-            if last or (index + 1) % checkpoint_every == 0:
+            if done == steps or done % checkpoint_every == 0:
                 update.check_weights(index)
-                state.save(index + 1, history)
+                state.save(done, history)
 
-        for average in averages.values():
-            average.module.to(accelerator.device)
-        shown = progress if accelerator.is_main_process else None
-        with own_random_state(_mix(seed, 2, rank), accelerator.device):
-            done, history = state.resume()
-            state.save(done, history)
+        with (
+            own_random_state(mix_seed(seed, 2, rank), accelerator.device),
+            _training_mode(model),
+            closing(update),
+        ):
+            start, history = state.resume()
+            state.save(start, history)
             begun = time.perf_counter() - history.seconds
-            model.train()
-            try:
-                with (
-                    closing(Progress(shown, done, steps)) as bar,
-                    closing(_ahead(fetch, done, steps, prefetch)) as coming,
-                ):
-                    for step, batch in coming:
-                        row = update(step, send_to_device(batch, accelerator.device))
-                        finish(step.index, row)
-                        bar.show(step.index + 1, row)
-            except FloatingPointError as error:
-                error.history = history
-                if state.saved is not None:
-                    kept = f"{state.path} keeps the state after {state.saved} steps"
-                    error.args = (f"{error}. {kept}",)
-                raise
-            finally:
-                update.restore_rates()
-                model.train(was_training)
+            shown = progress if accelerator.is_main_process else None
+            with (
+                closing(Progress(shown, start, steps)) as bar,
+                closing(ahead(batches, start, steps, prefetch)) as coming,
+                _explained(state, history),
+            ):
+                for index, (epoch, items, batch) in enumerate(coming, start):
+                    step = Step(index, steps, epoch, items, draws)
+                    row = update(step, send_to_device(batch, accelerator.device))
+                    after(index, row)
+                    bar.show(index + 1, row)
     return history
 
 
-def _batches_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
-    return n // batch_size if drop_last else -(-n // batch_size)
-
-
-# An epoch's order is drawn once; two are kept as prefetching looks into the next epoch.
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=generator(_mix(seed, 0, epoch)))
-
-
-def _mix(*numbers: int) -> int:
-    """A seed of 32 bits; tuples that differ give unrelated ones."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _ahead(
-    fetch: Callable[[int], Any], start: int, stop: int, threads: int
-) -> Iterator[Any]:
-    """``fetch(i)`` for i from start to stop, in order, ``threads`` of them early."""
-    if not threads:
-        yield from map(fetch, range(start, stop))
-        return
-    pool = ThreadPoolExecutor(threads)
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    before = model.training
+    model.train()
     try:
-        waiting: deque[Future] = deque()
-        for index in range(start, stop):
-            waiting.append(pool.submit(fetch, index))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
+        model.train(before)
+
+
+@contextmanager
+def _explained(state: RunState, history: History) -> Iterator[None]:
+    """Tell an error about figures what was kept."""
+    try:
+        yield
+    except FloatingPointError as error:
+        error.history = history
+        if state.saved is not None:
+            kept = f"{state.path} keeps the state after {state.saved} steps"
+            error.args = (f"{error}. {kept}",)
+        raise
 
 
 def _check(data: Any, batch_size: int, seed: int, **counts: int | None) -> None:

@@ -178,8 +178,9 @@ class Update:
             if id(weight) in trained and not weight.isfinite().all():
                 self._refuse(index, "weights are not finite", {name: math.nan})
 
-    def restore_rates(self) -> None:
-        """Put the initial learning rates back, for a next run."""
+    def close(self) -> None:
+        """Drop the gradients and put the initial learning rates back."""
+        self._clear()
         for name, optimiser in self.optimisers.items():
             groups = zip(optimiser.param_groups, self.rates[name], strict=True)
             for group, rate in groups:

@@ -1,0 +1,82 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from uss_utils.batches import Batches, ahead, batch_indices, mix_seed
+
+
+@pytest.mark.parametrize(
+    "n, size, drop", [(10, 4, False), (10, 4, True), (8, 8, False)]
+)
+def test_every_epoch_is_a_permutation(n, size, drop):
+    per_epoch = n // size if drop else -(-n // size)
+    for epoch in range(3):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        parts = [batch_indices(s, n, size, 7, drop) for s in steps]
+        seen = torch.cat(parts).tolist()
+        assert len(seen) == len(set(seen)) == (per_epoch * size if drop else n)
+        assert all(len(part) == size for part in parts[:-1])
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    first = [batch_indices(s, 20, 5, seed=1).tolist() for s in range(8)]
+    again = [batch_indices(s, 20, 5, seed=1).tolist() for s in reversed(range(8))]
+    assert first == again[::-1]
+    assert first[:4] != first[4:]
+    assert first != [batch_indices(s, 20, 5, seed=2).tolist() for s in range(8)]
+
+
+def test_changing_a_batch_does_not_change_the_order():
+    before = batch_indices(0, 6, 6)
+    batch_indices(0, 6, 6).zero_()
+    assert torch.equal(batch_indices(0, 6, 6), before)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_processes_share_every_batch(workers):
+    items = torch.arange(12) * 10
+    ranks = [
+        Batches(items, 4, seed=3, drop_last=True, rank=rank, workers=workers)
+        for rank in range(workers)
+    ]
+    for batches in ranks:
+        batches.load = items.__getitem__
+    for step in range(6):
+        whole = batch_indices(step, 12, 4, seed=3)
+        shares = [batches(step) for batches in ranks]
+        assert {epoch for epoch, _, _ in shares} == {step // 3}
+        assert all(len(batch) == 4 // workers for _, _, batch in shares)
+        fetched = torch.cat([batch for _, _, batch in shares])
+        assert sorted(fetched.tolist()) == sorted((whole * 10).tolist())
+
+
+def test_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match="batch_size 5 does not divide over 2"):
+        Batches(torch.arange(10), 5, seed=0, drop_last=True, rank=0, workers=2)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_ahead_keeps_the_order(threads):
+    def fetch(index):
+        time.sleep(0.002 * (3 - index % 4))  # later ones are faster
+        return index, threading.current_thread() is threading.main_thread()
+
+    results = list(ahead(fetch, 2, 12, threads))
+    assert [index for index, _ in results] == list(range(2, 12))
+    assert {in_main for _, in_main in results} == {threads == 0}
+
+
+def test_ahead_fetches_so_many_and_stops_when_closed():
+    fetched = []
+    results = ahead(fetched.append, 0, 1000, 2)
+    next(results)
+    results.close()
+    assert len(fetched) <= 3
+
+
+def test_seeds_of_differing_numbers_differ():
+    seeds = {mix_seed(a, b, c) for a in range(20) for b in range(3) for c in range(20)}
+    assert len(seeds) == 1200
+    assert all(0 <= seed < 2**32 for seed in seeds)

@@ -1,0 +1,122 @@
+"""The order of the data, and fetching it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uss_utils.environment import generator
+
+
+def batch_indices(
+    step: int, n: int, batch_size: int, seed: int = 0, drop_last: bool = False
+) -> Tensor:
+    """Items of a batch: a pure function of seed and step.
+
+    Every epoch visits all ``n`` items once, in an order of its own.
+
+    Args:
+        step: from 0, over all epochs.
+        n: number of items.
+        batch_size: items per batch, at most ``n``.
+        seed: of the order.
+        drop_last: leave out an epoch's incomplete last batch.
+
+    Returns:
+        int64, shape (batch_size,), or fewer in the last batch of an epoch.
+    """
+    epoch, place = divmod(step, _batches_per_epoch(n, batch_size, drop_last))
+    order = _permutation(n, seed, epoch)
+    return order[place * batch_size : (place + 1) * batch_size].clone()
+
+
+class Batches:
+    """Fetches this process's share of the batch of a step.
+
+    Args:
+        data: has ``batch(indices)``, or is called with the indices itself.
+        batch_size: items per step, over all processes.
+        seed: of the order.
+        drop_last: leave out an epoch's incomplete last batch.
+        rank: number of this process.
+        workers: number of processes; each takes every ``workers``-th item.
+
+    Raises:
+        ValueError: the batch does not divide over the processes.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        seed: int,
+        drop_last: bool,
+        rank: int = 0,
+        workers: int = 1,
+    ):
+        if batch_size % workers:
+            raise ValueError(
+                f"batch_size {batch_size} does not divide over {workers} processes"
+            )
+        self.load = getattr(data, "batch", data)
+        self.order = partial(
+            batch_indices,
+            n=len(data),
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+        )
+        self.per_epoch = _batches_per_epoch(len(data), batch_size, drop_last)
+        self.share = slice(rank, None, workers)
+
+    def __call__(self, index: int) -> tuple[int, Tensor, Any]:
+        """Epoch, indices and batch of step ``index``."""
+        items = self.order(index)[self.share]
+        return index // self.per_epoch, items, self.load(items)
+
+
+def _batches_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+# An epoch's order is drawn once; two are kept as prefetching looks into the next epoch.
+@lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator(mix_seed(seed, 0, epoch)))
+
+
+def mix_seed(*numbers: int) -> int:
+    """A seed of 32 bits; differing tuples of one length give unrelated ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def ahead(
+    fetch: Callable[[int], Any], start: int, stop: int, threads: int
+) -> Iterator[Any]:
+    """``fetch(i)`` for i from start to below stop, in order.
+
+    Args:
+        fetch: called in background threads, if there are any.
+        start: first i.
+        stop: i after the last.
+        threads: number of threads, and of results fetched before they are asked for.
+    """
+    if not threads:
+        yield from map(fetch, range(start, stop))
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting: deque[Future] = deque()
+        for index in range(start, stop):
+            waiting.append(pool.submit(fetch, index))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
