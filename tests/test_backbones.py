@@ -210,6 +210,40 @@ def test_vit_tiny_random():
     assert backbone.features(torch.zeros(1, 3, 64, 128)).shape == (1, 192, 8, 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "position"),
+    [
+        ("dino_vits16", 1, "timm"),
+        ("dinov2_vits14_reg", 5, "timm"),
+        ("dinov3_vits16", 5, "rotary"),
+    ],
+)
+def test_published_architectures_equal_timms_forward(name, prefix, position):
+    if not timm.is_model(backbones.ALIASES[name]):
+        pytest.skip(f"this timm has no {name}")
+    vit = backbones._timm_vit(name).eval()
+    backbone = Backbone(vit, name, position="timm")
+    assert (backbone.prefix, backbone.position) == (prefix, position)
+    side = backbone.patch
+    images = pictures(2 * side, 3 * side, n=1)
+    with torch.no_grad():
+        tokens = vit.forward_features(images)[:, prefix:]
+    torch.testing.assert_close(backbone.features(images).flatten(2).mT, tokens)
+
+
+def test_outputs_are_float32_under_autocast():
+    backbone, images = Backbone(plain(), "small"), pictures(48, 24)
+    asked = dict(layers=(0,), attention=True, keys=True, cls=True)
+    exact = backbone(images, **asked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = backbone(images, **asked)
+    pairs = [(getattr(o, k) for o in (out, exact)) for k in ("feat", "cls", "keys")]
+    for half, full in [*pairs, (out.attention, exact.attention)]:
+        assert half.dtype == torch.float32 and not torch.equal(half, full)
+        torch.testing.assert_close(half, full, atol=0.1, rtol=0.1)
+    assert out.layers[0].dtype == out.tokens[0].dtype == torch.float32
+
+
 def test_fingerprint_follows_the_weights():
     first, again = load("vit_tiny_random"), load("vit_tiny_random")
     assert first.fingerprint == again.fingerprint and len(first.fingerprint) == 64
@@ -265,6 +299,11 @@ def test_bad_requests():
     headless = Backbone(MODELS["no class token"](), "small")
     with pytest.raises(ValueError, match="small has no class token"):
         headless(pictures(), cls=True)
+    odd = Backbone(plain(attn_layer="diff", embed_dim=48), "odd")
+    assert odd.features(pictures()).shape == (2, 48, 4, 4)
+    for asked in ({"keys": True}, {"attention": True}):
+        with pytest.raises(ValueError, match="odd has another kind of attention"):
+            odd(pictures(), **asked)
     net = timm.create_model("resnet18", num_classes=0)
     with pytest.raises(ValueError, match="net is a ResNet, not a plain ViT"):
         Backbone(net, "net")

@@ -20,8 +20,8 @@ class BackboneOutput:
     Attributes:
         feat: tokens after the last block and the final norm, shape (B, C, h, w).
         cls: the class token of the same tensor, shape (B, C, 1, 1).
-        keys: keys of the last block, heads concatenated in order (channel = head * d
-            + i), without prefix tokens, shape (B, heads * d, h, w).
+        keys: keys of the last block (before any rotation), heads concatenated in order
+            (channel = head * d + i), without prefix tokens, shape (B, heads * d, h, w).
         attention: LOGITS of the last block, q·k / sqrt(d) before the softmax, prefix
             tokens included and first, shape (B, heads, p + n, p + n).
         layers: raw output of the asked blocks (before the final norm), as maps of shape

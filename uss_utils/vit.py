@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, apply_rot_embed_cat, resample_abs_pos_embed
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva, EvaAttention
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from uss_utils.frozen import BackboneOutput, Frozen, check_images
@@ -96,15 +96,14 @@ class Backbone(Frozen):
         x = self._embed(images, h, w)
         rope = _rope(self.vit)
         rope = None if rope is None else rope.get_embed(shape=(h, w))
-        out = BackboneOutput(feat=x)
+        tokens = {}
         with _QueryKeyTap(self, attention or keys) as tap:
             for index, block in enumerate(self.vit.blocks):
                 x = block(x) if rope is None else block(x, rope=_at(rope, index, self))
-                for asked in wanted.get(index, ()):
-                    out.tokens[asked] = x.float()
-                    out.layers[asked] = self._map(out.tokens[asked], h, w)
+                tokens.update((asked, x.float()) for asked in wanted.get(index, ()))
         x = self.vit.norm(x).float()
-        out.feat = self._map(x, h, w).contiguous()
+        out = BackboneOutput(feat=self._map(x, h, w).contiguous(), tokens=tokens)
+        out.layers = {asked: self._map(t, h, w) for asked, t in tokens.items()}
         if cls:
             out.cls = x[:, 0, :, None, None]
         if keys:
@@ -148,7 +147,7 @@ class Backbone(Frozen):
         return vit.norm_pre(x)
 
     def _grid(self, table: Tensor, h: int, w: int) -> Tensor:
-        """The patches' part of the position table, resampled to h x w (spec: 1)."""
+        """The patches' part of the position table, resampled to h x w."""
         rows, columns = self.vit.patch_embed.grid_size
         if (rows, columns) == (h, w):
             return table
@@ -180,14 +179,15 @@ class Backbone(Frozen):
                 )
                 for t in (query, key)
             )
-        return (query * attn.scale) @ key.transpose(-2, -1)
+        with torch.autocast(query.device.type, enabled=False):
+            return (query * attn.scale) @ key.transpose(-2, -1)
 
 
 class _QueryKeyTap:
     """Keeps queries and keys (B, heads, p + n, d) of the last block, if wanted.
 
-    They pass through ``q_norm`` and ``k_norm`` (identity in most models) in every timm
-    attention, so listening there costs nothing and needs no second projection.
+    timm passes them through ``q_norm`` and ``k_norm`` (identity in most models), so
+    listening there costs nothing and needs no second projection.
     """
 
     def __init__(self, backbone: Backbone, wanted: bool):
@@ -196,10 +196,10 @@ class _QueryKeyTap:
         if not wanted:
             return
         attn = backbone.vit.blocks[-1].attn
-        if not (hasattr(attn, "q_norm") and hasattr(attn, "k_norm")):
+        if type(attn) not in (Attention, EvaAttention):
             raise ValueError(
-                f"the attention of {backbone.name} ({type(attn).__name__}) does not "
-                "give its queries and keys"
+                f"{backbone.name} has another kind of attention "
+                f"({type(attn).__name__}); its keys and logits cannot be read"
             )
         self.handles = [
             attn.q_norm.register_forward_hook(self._keep("query")),
