@@ -4,6 +4,7 @@ Two environment variables move the two things that grow: ``USS_DATA`` (data sets
 downloads, caches) and ``USS_RUNS`` (what runs write).
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -65,8 +66,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Write a file completely or not at all.
 
     Yields a temporary path in the same folder; it replaces ``path`` when the block
-    ends without an error and is removed otherwise. A killed process can leave only a
-    ``.tmp-*`` file behind, never a half-written ``path``.
+    ends without an error and is removed otherwise. A killed process can leave a
+    ``.tmp-*`` file behind, never a half-written ``path``; the next write of the same
+    file clears such leftovers away.
 
     Args:
         path: the file to create or replace; missing folders are made.
@@ -76,8 +78,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
     handle, name = tempfile.mkstemp(
-        prefix=".tmp-", suffix=path.suffix, dir=path.parent
+        prefix=f".tmp-{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
     )
     os.close(handle)
     temporary = Path(name)
@@ -90,3 +93,21 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` whose writer no longer lives."""
+    for leftover in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+        writer = leftover.name.split("-", 2)[1]
+        if writer.isdecimal() and not _alive(int(writer)):
+            leftover.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, but alive
+        return True
+    return True

@@ -1,0 +1,80 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from uss_utils import paths
+
+WRITER = """
+import sys, time
+from uss_utils.paths import atomic_file
+with atomic_file(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_environment_variables_move_data_and_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("USS_DATA", str(tmp_path / "d"))
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "r"))
+    assert paths.data_dir() == tmp_path / "d"
+    assert paths.cache_dir() == tmp_path / "d" / "cache"
+    assert paths.runs_dir() == tmp_path / "r"
+    monkeypatch.delenv("USS_DATA")
+    monkeypatch.delenv("USS_RUNS")
+    assert paths.data_dir() == paths.repo_root() / "data"
+    assert paths.runs_dir() == paths.repo_root() / "runs"
+
+
+def test_weights_stay_put_when_the_data_folder_moves(monkeypatch, tmp_path):
+    monkeypatch.setenv("USS_DATA", str(tmp_path))
+    assert paths.weights_dir() == paths.repo_root() / "data"
+
+
+def test_missing_data_set_folder_names_the_ways_to_set_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--data-root.*DATA_ROOT.*USS_DATA"):
+        paths.dataset_root("camvid", tmp_path / "nowhere")
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a" / "file.txt"
+    with paths.atomic_file(target) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), paths.atomic_file(target) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError("stop")
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_killed_writer_leaves_no_file_and_the_next_write_clears_up(tmp_path):
+    target = tmp_path / "file.txt"
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        writer.send_signal(signal.SIGKILL)
+    assert not target.exists() and len(list(tmp_path.iterdir())) == 1
+    with paths.atomic_file(target) as temporary:
+        temporary.write_text("whole")
+    assert list(tmp_path.iterdir()) == [target] and target.read_text() == "whole"
+
+
+def test_a_living_writer_is_left_alone(tmp_path):
+    target = tmp_path / "file.txt"
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        with paths.atomic_file(target) as temporary:
+            temporary.write_text("mine")
+        assert len(list(tmp_path.glob(".tmp-*"))) == 1
+        writer.kill()
+    assert target.read_text() == "mine"
+
+
+def test_an_unwritable_place_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError), paths.atomic_file(tmp_path / "file" / "x"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,208 @@
+"""The command line: ``python -m uss_utils COMMAND``.
+
+A user's mistake ends in one line; ``USS_DEBUG=1`` shows the whole traceback instead.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Unsupervised semantic segmentation: the course's command line.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", "--root", help="Folder of the data set.")
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", help="NAME=VALUE for the notebooks; repeatable."),
+]
+
+
+@app.command()
+def environment() -> None:
+    """Say what this run stands on: versions, device, optional parts."""
+    from uss_utils import crf
+    from uss_utils.environment import report
+
+    typer.echo(report())
+    found = "yes" if crf.available() else "no: rows with CRF are left out"
+    typer.echo(f"dense CRF (pydensecrf2): {found}")
+
+
+@app.command()
+def course(
+    notebooks: Annotated[
+        list[str] | None, typer.Argument(help="Names; all when none is given.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Preset of every notebook.")] = "scenes",
+    out: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
+    parameter: Parameters = None,
+    timeout: Annotated[int, typer.Option(help="Seconds per notebook cell.")] = 1800,
+) -> None:
+    """Run the notebooks headlessly and gather records, leaderboard and one page."""
+    from uss_utils.course import parse_parameters, run
+
+    results = run(
+        notebooks or None,
+        preset=preset,
+        out=out,
+        parameters=parse_parameters(parameter or []),
+        timeout=timeout,
+    )
+    if any(not result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def notebooks(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names; all when none is given.")
+    ] = None,
+) -> None:
+    """Re-run the notebooks and rewrite them with the outputs of one clean run."""
+    from uss_utils.course import refresh
+
+    results = refresh(names or None)
+    if any(not result.ok for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ladder(
+    preset: Annotated[str, typer.Option(help="Preset of the baselines.")] = "scenes",
+    data_root: DataRoot = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
+    weights: Annotated[
+        Path | None, typer.Option(help="Your own tiny ViT instead of the shipped one.")
+    ] = None,
+    crf: Annotated[bool, typer.Option(help="Add rows with the dense CRF.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where records go.")] = None,
+) -> None:
+    """Row index, colour, untrained and trained features: k-means and linear probe."""
+    from uss_utils.evaluation import write_record
+    from uss_utils.methods import kmeans
+    from uss_utils.paths import runs_dir
+
+    cfg = kmeans.Config.preset(preset, root=data_root, weights=weights, crf=crf)
+    records = kmeans.ladder(cfg, seeds=range(seeds), progress=True)
+    folder = out or runs_dir() / preset / "records"
+    for record in records:
+        write_record(record, folder)
+    typer.echo(kmeans.table(records))
+    typer.echo(f"records: {folder}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Data sets whose images are used (labels are not)."),
+    ] = None,
+    data_root: DataRoot = None,
+    images: Annotated[int | None, typer.Option(help="Images per data set.")] = None,
+    vicreg_steps: Annotated[int | None, typer.Option(help="Steps of stage 1.")] = None,
+    distil_steps: Annotated[int | None, typer.Option(help="Steps of stage 2.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and views.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    half: Annotated[bool, typer.Option(help="Store float16 (or float32).")] = True,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints; the run resumes there.")
+    ] = None,
+) -> None:
+    """Pretrain the tiny ViT by self-supervision; without options, the shipped one."""
+    from uss_utils import pretraining
+    from uss_utils.environment import pick_device
+    from uss_utils.paths import runs_dir
+    from uss_utils.weights_card import save_weights
+
+    chosen = {
+        "datasets": tuple(dataset) if dataset else None,
+        "images": images,
+        "vicreg_steps": vicreg_steps,
+        "distil_steps": distil_steps,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    cfg = pretraining.Config(**{k: v for k, v in chosen.items() if v is not None})
+    target = pick_device(device)
+    data = pretraining.unlabelled(cfg, root=data_root)
+    vit, histories = pretraining.pretrain(
+        cfg, data, folder=work or runs_dir() / "pretrain" / out.stem, device=target
+    )
+    card = save_weights(
+        out,
+        vit,
+        cfg,
+        histories,
+        command=f"python -m uss_utils {_public_arguments()}",
+        half=half,
+    )
+    typer.echo(f"weights: {out}\ncard: {card}")
+
+
+def _public_arguments() -> str:
+    """This command's arguments; a data folder's place is nobody else's business."""
+    words = list(sys.argv[1:])
+    for i, word in enumerate(words[:-1]):
+        if word in ("--data-root", "--root", "--work"):
+            words[i + 1] = "FOLDER"
+    return " ".join(words)
+
+
+@data_app.command("check")
+def data_check(name: str, data_root: DataRoot = None) -> None:
+    """List what of a data set is there, what is missing, and how to get it."""
+    from uss_utils.datasets import check
+
+    report = check(name, data_root)
+    typer.echo(str(report))
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+@data_app.command("download")
+def data_download(name: str, data_root: DataRoot = None) -> None:
+    """Fetch a data set that needs no login."""
+    from uss_utils.datasets import download
+
+    if name != "camvid":
+        raise ValueError(
+            f"{name!r} is not downloaded by this command; `data check {name}` tells "
+            "how to get it. Known here: camvid"
+        )
+    typer.echo(f"ready: {download.download_camvid(data_root)}")
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Name the data sets the package reads."""
+    from uss_utils.datasets import DATASETS
+
+    for name, info in DATASETS.items():
+        typer.echo(f"{name:16} {info.description}")
+
+
+def main() -> None:
+    """Run a command; turn a user's mistake into one line."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("USS_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
