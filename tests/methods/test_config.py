@@ -41,6 +41,11 @@ def test_overrides_lists_what_differs_from_the_preset_but_not_the_seed():
     assert Config(steps=9).overrides() == {}
 
 
+def test_overrides_tells_no_folder():
+    config = Config.preset("scenes", root="/somewhere/data", weights="/else/mine.st")
+    assert config.overrides() == {"weights": "mine.st"}
+
+
 def test_a_subclass_elsewhere_uses_its_parents_presets():
     elsewhere = type("Mine", (Config,), {"__module__": "nowhere"})
     assert elsewhere.preset("smoke").steps == 3

@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Self = TypeVar("Self", bound="PresetConfig")
@@ -29,10 +30,15 @@ class PresetConfig:
     Attributes:
         name: the preset these settings started from.
         seed: of everything the method draws.
+        root: folder of a stored data set; None: its place under the data folder. A
+            matter of the machine, never recorded.
+        weights: your own file of backbone weights; None: the backbone's usual ones.
     """
 
     name: str = "custom"
     seed: int = 0
+    root: str | Path | None = None
+    weights: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Check every field against its annotation.
@@ -82,12 +88,19 @@ class PresetConfig:
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def overrides(self) -> dict[str, Any]:
-        """Fields that differ from the preset of the same name, the seed apart."""
+        """Fields that differ from the preset of the same name, for the record.
+
+        The seed stands elsewhere in a record; of your own weights only the file's name
+        is told, of the data folder nothing.
+        """
         preset = self._table().get(self.name)
         if preset is None:
             return {}
         mine, base = asdict(self), asdict(preset)
-        return {k: v for k, v in mine.items() if k != "seed" and v != base[k]}
+        changed = {k: v for k, v in mine.items() if v != base[k]}
+        if "weights" in changed:
+            changed["weights"] = Path(changed["weights"]).name
+        return {k: v for k, v in changed.items() if k not in ("seed", "root")}
 
     @classmethod
     def _table(cls) -> dict[str, Any]:

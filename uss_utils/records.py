@@ -1,0 +1,219 @@
+"""Results on disk: one JSON file per evaluation, and the tables made from them.
+
+The schema of a record stands in :mod:`uss_utils.evaluation`, which makes them. Tables
+are made from records only, so no number in this course is typed by hand.
+"""
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from uss_utils.paths import atomic_file
+
+# What one row of a table shares; seeds are what it averages over.
+GROUP = ("method", "name", "preset", "overrides", "dataset", "split", "backbone")
+# Those of them that get a column unless all rows agree.
+FACTS = ("dataset", "split", "preset", "overrides", "backbone")
+# Header of a column, and the scores it shows (accuracy / mIoU).
+COLUMNS = {
+    "cluster, map fitted on train": "cluster.train",
+    "cluster, map fitted on eval": "cluster.eval",
+    "linear probe (uses labels)": "linear",
+    "cluster + CRF, map on train": "crf.cluster.train",
+    "cluster + CRF, map on eval": "crf.cluster.eval",
+    "linear + CRF": "crf.linear",
+}
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values: arrays to lists, tuples to lists, NaN and infinity to None."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def file_name(record: dict[str, Any]) -> str:
+    """Name that tells a record apart: method, preset, data, protocol, seed.
+
+    The same evaluation run twice gets the same name, so the later replaces the earlier.
+    """
+    changed = [f"{key}={value}" for key, value in record["overrides"].items()]
+    parts = [record["method"], record["preset"], *changed, record["dataset"]]
+    parts += [record["split"], record["backbone"]]
+    if record["name"] != record["method"]:
+        parts.append(record["name"])
+    parts += [record["protocol"]["short"], f"seed{record['seed']}"]
+    slugs = (re.sub(r"[^a-z0-9.=]+", "-", str(p).lower()).strip("-") for p in parts)
+    return "_".join(slug for slug in slugs if slug) + ".json"
+
+
+def write_record(record: dict[str, Any], folder: str | Path) -> Path:
+    """Write one record, completely or not at all.
+
+    Args:
+        record: what :func:`uss_utils.evaluation.evaluate` returned.
+        folder: made where missing.
+
+    Returns:
+        The file; its name comes from :func:`file_name`.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    path = Path(folder) / file_name(record)
+    text = json.dumps(jsonable(record), indent=1, allow_nan=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
+    """All records of a folder, in the order of their file names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file is no readable record; the message names it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of records at {folder}")
+    return [_read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not readable JSON ({error}); delete it and evaluate again"
+        ) from error
+    missing = {*GROUP, "protocol", "seed"} - set(record if type(record) is dict else ())
+    if missing:
+        raise ValueError(
+            f"{path} is not a record of an evaluation: {', '.join(sorted(missing))} "
+            "missing; keep other files out of the folder of records"
+        )
+    return record
+
+
+def scores(record: dict[str, Any]) -> dict[str, float]:
+    """Accuracies and mIoUs of a record under dotted names, in percent.
+
+    For example ``cluster.train.miou``, ``linear.acc``, ``crf.cluster.eval.miou``. A
+    record of images without labels has none.
+    """
+    found = {}
+    for path in COLUMNS.values():
+        node: Any = record
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        for measure in ("acc", "miou"):
+            value = node.get(measure) if isinstance(node, dict) else None
+            if value is not None:
+                found[f"{path}.{measure}"] = value
+    return found
+
+
+def summarise(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and spread over seeds, one row per kind of run.
+
+    Returns:
+        Rows in the order in which their kind first occurs: the fields of
+        :data:`GROUP`, ``protocol`` (its printed line), ``seeds`` (list), and for every
+        score of :func:`scores` its mean under its own name and its sample standard
+        deviation under the name + ``.sd`` (None with a single seed).
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        key = {name: record[name] for name in GROUP} | {
+            "protocol": record["protocol"]["line"]
+        }
+        groups.setdefault(json.dumps(jsonable(key)), []).append(record)
+    return [json.loads(key) | _spread(found) for key, found in groups.items()]
+
+
+def _spread(group: list[dict[str, Any]]) -> dict[str, Any]:
+    # The last record of a seed wins: the same run evaluated again is no second sample.
+    by_seed = {record["seed"]: scores(record) for record in group}
+    row: dict[str, Any] = {"seeds": list(by_seed)}
+    names = dict.fromkeys(name for found in by_seed.values() for name in found)
+    for name in names:
+        values = [found[name] for found in by_seed.values() if name in found]
+        row[name] = statistics.fmean(values)
+        row[name + ".sd"] = statistics.stdev(values) if len(values) > 1 else None
+    return row
+
+
+def leaderboard(records: Iterable[dict[str, Any]]) -> str:
+    """Markdown table of :func:`summarise`, the protocols printed beneath.
+
+    Columns that no record has are left out, as are facts in which all rows agree: they
+    stand in the line above the table.
+    """
+    rows = summarise(records)
+    if not rows:
+        return "no records yet"
+    same = [key for key in FACTS if all(row[key] == rows[0][key] for row in rows)]
+    facts = [key for key in FACTS if key not in same]
+    protocols = list(dict.fromkeys(row["protocol"] for row in rows))
+    scored = {h: path for h, path in COLUMNS.items() if _has(rows, path)}
+    header = ["method", *facts, *(["protocol"] if len(protocols) > 1 else [])]
+    table = []
+    for row in rows:
+        cells = [_method(row), *(_fact(row, key) for key in facts)]
+        if len(protocols) > 1:
+            cells.append(f"P{protocols.index(row['protocol']) + 1}")
+        cells += [_pair(row, path) for path in scored.values()]
+        table.append([*cells, str(len(row["seeds"]))])
+    shared = [f"{key}: {_fact(rows[0], key)}" for key in same if rows[0][key]]
+    lines = [" · ".join(shared), ""] if shared else []
+    lines += markdown_table([*header, *scored, "seeds"], table)
+    lines += ["", "Accuracy / mIoU in percent, mean ± sd over seeds.", ""]
+    if len(protocols) == 1:
+        lines.append(f"Protocol: {protocols[0]}")
+    else:
+        lines += [f"- P{i}: {line}" for i, line in enumerate(protocols, 1)]
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a markdown table."""
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _has(rows: list[dict[str, Any]], path: str) -> bool:
+    return any(f"{path}.miou" in row for row in rows)
+
+
+def _method(row: dict[str, Any]) -> str:
+    if row["name"] == row["method"]:
+        return row["method"]
+    return f"{row['method']}: {row['name']}"
+
+
+def _fact(row: dict[str, Any], key: str) -> str:
+    if key != "overrides":
+        return str(row[key])
+    return ", ".join(f"{name}={value}" for name, value in row[key].items()) or "–"
+
+
+def _pair(row: dict[str, Any], path: str) -> str:
+    return " / ".join(_mean(row, f"{path}.{measure}") for measure in ("acc", "miou"))
+
+
+def _mean(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return "–"
+    sd = row[name + ".sd"]
+    return f"{row[name]:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
