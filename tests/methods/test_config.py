@@ -14,7 +14,7 @@ class Config(PresetConfig):
     rate: float = 0.1
     size: int | tuple[int, int] = 128
     kind: Literal["plain", "fancy"] = "plain"
-    weights: tuple[float, ...] = (1.0, 2.0)
+    betas: tuple[float, ...] = (1.0, 2.0)
 
 
 PRESETS = presets(
@@ -53,7 +53,7 @@ def test_a_subclass_elsewhere_uses_its_parents_presets():
 
 def test_lists_become_tuples():
     assert Config(size=[64, 96]).size == (64, 96)
-    assert hash(Config(weights=[1, 2])) == hash(Config(weights=(1, 2)))
+    assert hash(Config(betas=[1, 2])) == hash(Config(betas=(1, 2)))
 
 
 def test_frozen():
@@ -84,7 +84,7 @@ def test_unknown_setting_names_the_known_ones():
         ({"rate": "x"}, "expected float"),
         ({"kind": "odd"}, "kind='odd' does not fit: expected 'plain' or 'fancy'"),
         ({"size": (1, 2, 3)}, "expected int or tuple"),
-        ({"weights": (1, "a")}, "weights"),
+        ({"betas": (1, "a")}, "betas"),
     ],
 )
 def test_values_that_do_not_fit(change, message):

@@ -1,0 +1,174 @@
+"""Records on disk and the tables made from them."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models import Stripes, grey_model
+from uss_utils.evaluation import EvalProtocol, evaluate
+from uss_utils.records import (
+    file_name,
+    jsonable,
+    leaderboard,
+    read_records,
+    scores,
+    summarise,
+    write_record,
+)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return evaluate(grey_model(), Stripes(split="val"), Stripes(), seed=0, steps=5)
+
+
+def changed(record, seed=0, miou=None, **changes):
+    record = copy.deepcopy(record) | {"seed": seed} | changes
+    if miou is not None:
+        record["cluster"]["train"]["miou"] = miou
+    return record
+
+
+def test_round_trip(tmp_path, base):
+    path = write_record(base, tmp_path / "records")
+    assert read_records(tmp_path / "records") == [jsonable(base)]
+    assert path.name == "grey_test_stripes_val_colour_seed0.json"
+
+
+def test_writing_again_replaces_and_other_runs_do_not(tmp_path, base):
+    write_record(base, tmp_path)
+    write_record(changed(base, steps=6), tmp_path)
+    assert [record["steps"] for record in read_records(tmp_path)] == [6]
+    write_record(changed(base, seed=1), tmp_path)
+    write_record(changed(base, name="other one"), tmp_path)
+    write_record(changed(base, overrides={"steps": 3}), tmp_path)
+    habit = base["protocol"] | {"short": EvalProtocol("eval").short()}
+    write_record(changed(base, protocol=habit), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "grey_test_steps=3_stripes_val_colour_seed0.json",
+        "grey_test_stripes_val_colour_eval-map_seed0.json",
+        "grey_test_stripes_val_colour_other-one_seed0.json",
+        "grey_test_stripes_val_colour_seed0.json",
+        "grey_test_stripes_val_colour_seed1.json",
+    ]
+
+
+def test_file_names_hold_no_odd_characters(base):
+    odd = changed(base, name="a/b: ç, (d)", overrides={"size": [24, 32]})
+    name = file_name(odd)
+    assert name == "grey_test_size=-24-32_stripes_val_colour_a-b-d_seed0.json"
+
+
+def test_nan_becomes_null():
+    given = {
+        "a": float("nan"),
+        "b": [np.float32(1.5), math.inf],
+        "c": torch.tensor([1.0, float("nan")]),
+        3: (np.int64(2), "text", None, True),
+    }
+    found = jsonable(given)
+    assert found == {
+        "a": None,
+        "b": [1.5, None],
+        "c": [1.0, None],
+        "3": [2, "text", None, True],
+    }
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, base, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(base, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_records_are_named(tmp_path, base):
+    with pytest.raises(FileNotFoundError, match="no folder of records at .*absent"):
+        read_records(tmp_path / "absent")
+    assert read_records(tmp_path) == []
+    path = write_record(base, tmp_path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match=f"{path.name} is not readable JSON"):
+        read_records(tmp_path)
+    path.write_text('{"method": "grey"}')
+    with pytest.raises(ValueError, match="not a record of an evaluation: backbone, da"):
+        read_records(tmp_path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="not a record of an evaluation"):
+        read_records(tmp_path)
+
+
+def test_scores_have_dotted_names(base):
+    found = scores(base)
+    assert found["cluster.train.miou"] == 100
+    assert found["linear.acc"] == 100
+    assert len(found) == 6
+    assert scores(evaluate(grey_model(), Stripes(labels=False))) == {}
+
+
+def test_mean_and_sample_deviation_over_seeds(base):
+    records = [changed(base, seed, miou) for seed, miou in enumerate((20, 30, 40))]
+    (row,) = summarise(records)
+    assert row["seeds"] == [0, 1, 2]
+    assert row["cluster.train.miou"] == 30
+    assert row["cluster.train.miou.sd"] == 10
+    assert row["cluster.eval.miou"] == 100
+    (single,) = summarise(records[:1])
+    assert single["cluster.train.miou.sd"] is None
+
+
+def test_the_same_seed_twice_is_one_sample(base):
+    records = [changed(base, 0, 20), changed(base, 1, 30), changed(base, 0, 40)]
+    (row,) = summarise(records)
+    assert row["seeds"] == [0, 1]
+    assert row["cluster.train.miou"] == 35
+
+
+def test_different_runs_are_different_rows(base):
+    habit = base["protocol"] | {"line": "another protocol"}
+    others = [
+        changed(base, **{key: "other"})
+        for key in ("method", "name", "preset", "dataset", "split", "backbone")
+    ]
+    others += [changed(base, overrides={"a": 1}), changed(base, protocol=habit)]
+    assert len(summarise([base, *others])) == 9
+
+
+def test_leaderboard_shows_means_and_the_protocol(base):
+    records = [changed(base, seed, miou) for seed, miou in enumerate((20, 30, 40))]
+    records += [changed(base, 0, name="worse", backbone="row")]
+    board = leaderboard(records)
+    assert "dataset: stripes · split: val · preset: test" in board
+    assert "| grey | colour | 100.0 ± 0.0 / 30.0 ± 10.0 |" in board
+    assert "| grey: worse | row | 100.0 / 100.0 |" in board
+    assert base["protocol"]["line"] in board
+    assert "CRF, map" not in board
+
+
+def test_leaderboard_tells_protocols_and_settings_apart(base):
+    habit = base["protocol"] | {"line": "another protocol"}
+    board = leaderboard(
+        [base, changed(base, protocol=habit), changed(base, overrides={"steps": 3})]
+    )
+    assert "| method | overrides | protocol |" in board
+    assert "| grey | – | P1 |" in board
+    assert "| grey | – | P2 |" in board
+    assert "| grey | steps=3 | P1 |" in board
+    assert "- P2: another protocol" in board
+
+
+def test_leaderboard_without_scores(base):
+    assert leaderboard([]) == "no records yet"
+    unlabelled = evaluate(grey_model(), Stripes(labels=False), seed=0)
+    board = leaderboard([unlabelled])
+    assert "/" not in board.split("seeds")[0]
+    both = leaderboard([changed(base, split="other"), unlabelled])
+    assert "– / –" in both
