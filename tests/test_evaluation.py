@@ -1,6 +1,7 @@
 """One protocol, one evaluation: scores, maps, CRF, sets without labels, bad input."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -268,8 +269,6 @@ def test_protocol_short_form_tells_differences_only():
 
 
 def test_protocol_survives_json():
-    from dataclasses import asdict
-
     odd = EvalProtocol("eval", crf=True, crf_params=CRFParams(iterations=5))
     assert EvalProtocol.from_dict(json.loads(json.dumps(asdict(odd)))) == odd
 

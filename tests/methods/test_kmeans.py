@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.models import Stripes
-from uss_utils import datasets
+from uss_utils import crf, datasets
+from uss_utils.backbones import tiny_vit
 from uss_utils.environment import generator
 from uss_utils.evaluation import evaluate
 from uss_utils.methods import kmeans
@@ -208,3 +210,33 @@ def test_a_rung_is_the_model_trained_alone(sets):
 def test_labels_are_as_stored(sets):
     found = labels(sets[0])
     assert np.array_equal(found[2].numpy(), sets[0].read(2)[1])
+
+
+def test_ladder_on_the_crf_says_on_how_many_images(monkeypatch):
+    if not crf.available():
+        pytest.skip("pydensecrf is missing")
+    cfg = smoke(crf=True, limit_crf=1, n_train=2, n_val=2, steps=2)
+    monkeypatch.setattr(kmeans, "ROWS", {"pretrained": {}})
+    (record,) = kmeans.ladder(cfg, seeds=(0,))
+    assert record["crf"]["images"] == 1
+    assert "crf" not in record["overrides"]
+    assert record["protocol"]["crf"] is True
+
+
+def test_your_own_weights_are_not_called_the_shipped_ones(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save_file(tiny_vit(7).state_dict(), path)
+    cfg = smoke(backbone="vit_tiny_scenes", weights=path, steps=2)
+    model = kmeans.train(cfg, grey_set(3))
+    assert model.backbone.name == "vit_tiny"
+    assert model.meta["overrides"]["weights"] == "mine.safetensors"
+    saved = model.save(tmp_path / "model")
+    assert str(tmp_path) not in saved.with_suffix(".json").read_text()
+    with pytest.raises(ValueError, match="needs weights="):
+        Segmenter.load(saved)
+    again = Segmenter.load(saved, weights=path)
+    pixels = grey_set(1).read(0)[0]
+    assert torch.equal(again.segment(pixels), model.segment(pixels))
+    save_file(tiny_vit(8).state_dict(), path)
+    with pytest.raises(ValueError, match="'vit_tiny' with other weights"):
+        Segmenter.load(saved, weights=path)

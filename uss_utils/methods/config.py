@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Self = TypeVar("Self", bound="PresetConfig")
+_ELSEWHERE = ("seed", "root", "crf", "limit_crf")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class PresetConfig:
     def overrides(self) -> dict[str, Any]:
         """Fields that differ from the preset of the same name, for the record.
 
-        The seed stands elsewhere in a record; of your own weights only the file's name
-        is told, of the data folder nothing.
+        What stands elsewhere in a record (seed, CRF) is left out; of your own weights
+        only the file's name is told, of the data folder nothing.
         """
         preset = self._table().get(self.name)
         if preset is None:
@@ -100,7 +101,7 @@ class PresetConfig:
         changed = {k: v for k, v in mine.items() if v != base[k]}
         if "weights" in changed:
             changed["weights"] = Path(changed["weights"]).name
-        return {k: v for k, v in changed.items() if k not in ("seed", "root")}
+        return {k: v for k, v in changed.items() if k not in _ELSEWHERE}
 
     @classmethod
     def _table(cls) -> dict[str, Any]:

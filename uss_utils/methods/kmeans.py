@@ -53,7 +53,7 @@ class Config(PresetConfig):
     probe_batch: int = 2048  # of these per step
     batch_size: int = 32  # images per forward pass
     crf: bool = False  # score with the dense CRF too
-    limit_crf: int | None = None  # on at most this many images
+    limit_crf: int | None = 30  # on at most this many images; it is slow
 
     def protocol(self) -> EvalProtocol:
         """How models of these settings are scored."""
@@ -104,13 +104,7 @@ def build(
     Raises:
         ValueError: the number of clusters is known neither from settings nor classes.
     """
-    n_clusters = cfg.clusters or train_set.n_classes
-    if not n_clusters:
-        raise ValueError(
-            "the data set names no classes, so the number of clusters must be given: "
-            "clusters=..."
-        )
-    return _assemble(cfg, train_set, _backbone(cfg, device), n_clusters)
+    return _assemble(cfg, train_set, _backbone(cfg, device), device)
 
 
 def _backbone(cfg: Config, device: str) -> Frozen:
@@ -121,15 +115,21 @@ def _backbone(cfg: Config, device: str) -> Frozen:
 
 
 def _assemble(
-    cfg: Config, train_set: SegmentationDataset, backbone: Frozen, n_clusters: int
+    cfg: Config, train_set: SegmentationDataset, backbone: Frozen, device: str
 ) -> Segmenter:
+    n_clusters = cfg.clusters or train_set.n_classes
+    if not n_clusters:
+        raise ValueError(
+            "the data set names no classes, so the number of clusters must be given: "
+            "clusters=..."
+        )
     meta = {
         "overrides": cfg.overrides(),
         "seed": cfg.seed,
         "steps": cfg.steps,
         "backbone_seed": cfg.seed,
     }
-    return Segmenter(
+    segmenter = Segmenter(
         backbone,
         Standardise(torch.zeros(backbone.dim)),
         ClusterProbe(backbone.dim, n_clusters, cfg.metric, generator(cfg.seed)),
@@ -141,6 +141,7 @@ def _assemble(
         preset=cfg.name,
         meta=meta,
     )
+    return segmenter.to(device)
 
 
 def fit(segmenter: Segmenter, cfg: Config, feat: Tensor, label: Tensor | None) -> None:
@@ -172,7 +173,7 @@ def fit(segmenter: Segmenter, cfg: Config, feat: Tensor, label: Tensor | None) -
     segmenter.cluster_probe = ClusterProbe.from_centroids(
         found.centroids, cfg.metric
     ).to(device)
-    if label is not None and cfg.steps:
+    if label is not None and cfg.steps > 0:
         segmenter.linear_probe = _linear_probe(segmenter, cfg, feat, label, draw)
     for part in segmenter.parts().values():
         part.eval().requires_grad_(False)
@@ -325,8 +326,7 @@ def _group(
     feat = extract(backbone, train_set, batch_size=first.batch_size, progress=progress)
     segmenters = []
     for name, cfg in rungs:
-        n_clusters = cfg.clusters or train_set.n_classes
-        segmenter = _assemble(cfg, train_set, backbone, n_clusters)
+        segmenter = _assemble(cfg, train_set, backbone, device)
         fit(segmenter, cfg, feat, label)
         # What the rung itself changes is told by its name.
         segmenter.meta |= {"name": name, "overrides": overrides}
