@@ -1,0 +1,95 @@
+"""A JupyterLab of its own, and a headless Chromium to look at it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 120  # seconds: a busy machine is slow, not broken
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as tool:
+        own = Path(tool.chromium.executable_path)
+        found = (
+            own if own.is_file() else next(filter(None, map(shutil.which, NAMES)), "")
+        )
+        if not found:
+            pytest.skip(
+                "no Chromium: apt install chromium, or playwright install chromium"
+            )
+        try:
+            # No sandbox: inside containers there is none to be had.
+            chromium = tool.chromium.launch(
+                executable_path=str(found), args=["--no-sandbox"]
+            )
+        except playwright.Error as error:
+            pytest.skip(f"Chromium at {found} does not start: {str(error)[:200]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator:
+    context = browser.new_context(viewport={"width": 1200, "height": 1400})
+    context.set_default_timeout(1000 * PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def lab(browser, tmp_path_factory) -> Iterator:
+    """Folder that JupyterLab serves, and its address with {} for a file's name."""
+    home = tmp_path_factory.mktemp("lab")
+    served = home / "served"
+    served.mkdir()
+    # Nothing of the user's own settings, and nothing left in them.
+    folders = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")
+    own = {f"JUPYTER_{name}": str(home / name) for name in folders}
+    own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    own["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+        f"--ServerApp.root_dir={served}",
+        "--IdentityProvider.token=test",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options],
+            env=os.environ | own,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        address = _address(server, home)
+        yield served, address + "lab/tree/{}?token=test"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _address(server: subprocess.Popen, home: Path) -> str:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        for file in (home / "RUNTIME_DIR").glob("jpserver-*.json"):
+            text = file.read_text()
+            if text.endswith("}"):  # else it is being written
+                return json.loads(text)["url"]
+        time.sleep(0.2)
+    raise RuntimeError(
+        f"JupyterLab did not start:\n{(home / 'log').read_text()[-2000:]}"
+    )
