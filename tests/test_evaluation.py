@@ -74,9 +74,11 @@ def test_scores_are_those_of_one_confusion_over_the_set():
     confusion = Confusion(3)
     confusion.update(model.log_probs(image, label.shape[-2:]).argmax(1), label)
     scores = confusion.scores()
-    found = evaluate(model, data, protocol=HABIT)["cluster"]["eval"]
+    record = evaluate(model, data, protocol=HABIT)
+    found = record["cluster"]["eval"]
     assert found["miou"] == pytest.approx(scores.miou, abs=1e-4)
     assert found["acc"] == pytest.approx(scores.acc, abs=1e-4)
+    assert record["confusion"]["cluster"] == confusion.matrix.tolist()
     assert found["iou"] == jsonable([round(v, 4) for v in scores.iou.tolist()])
 
 
@@ -195,7 +197,8 @@ def test_without_a_training_split_only_the_habit_is_reported():
 
 def test_a_set_without_labels_gives_no_scores_at_all():
     record = evaluate(grey_model(), Stripes(labels=False))
-    assert not {"cluster", "linear", "headline", "crf", "fit_split"} & set(record)
+    scored = {"cluster", "linear", "headline", "confusion", "crf", "fit_split"}
+    assert not scored & set(record)
     assert record["usage"] == [0.25, 0.5, 0.25]
     assert record["usage_entropy"] == pytest.approx(1.5 / np.log2(3), abs=1e-6)
     assert "NaN" not in json.dumps(record)

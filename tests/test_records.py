@@ -37,6 +37,8 @@ def test_round_trip(tmp_path, base):
     path = write_record(base, tmp_path / "records")
     assert read_records(tmp_path / "records") == [jsonable(base)]
     assert path.name == "grey_test_stripes_val_colour_seed0.json"
+    (row,) = [line for line in path.read_text().splitlines() if '"map"' in line][:1]
+    assert row.strip() == '"map": [ 2, 0, 1 ]'
 
 
 def test_writing_again_replaces_and_other_runs_do_not(tmp_path, base):

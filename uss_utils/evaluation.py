@@ -24,6 +24,8 @@ crf                  ``{"images": n, "cluster": {"train": S, "eval": S},
                      the same with the CRF, and without it on the same n images
 headline             ``cluster_acc, cluster_miou, linear_acc, linear_miou``: without
                      CRF, the map fitted as the protocol says
+confusion            ``{"cluster": (clusters, classes), "linear": (classes, classes)}``:
+                     pixels per prediction (row) and true class (column)
 usage                share of the pixels per cluster; ``usage_entropy`` in [0, 1];
                      both need no labels
 run                  seconds, peak_memory_mb, versions, machine, device, notes
@@ -33,8 +35,8 @@ S is ``{"acc", "miou", "miou_classes", "iou", "map"}`` in percent: ``iou`` per c
 (None where a class neither occurs nor is predicted), ``miou_classes`` over the classes
 alone (differs from ``miou`` where clusters stay unmatched), ``map`` the class of every
 cluster (absent for the linear probe). A set without labels gives a record without
-``cluster``, ``linear``, ``crf`` and ``headline``. ``crf`` is absent unless asked for
-and available.
+``cluster``, ``linear``, ``crf``, ``headline`` and ``confusion``. ``crf`` is absent
+unless asked for and available.
 """
 
 import time

@@ -72,6 +72,8 @@ def write_record(record: dict[str, Any], folder: str | Path) -> Path:
     """
     path = Path(folder) / file_name(record)
     text = json.dumps(jsonable(record), indent=1, allow_nan=False)
+    # Lists of numbers on one line each: a confusion matrix stays readable.
+    text = re.sub(r"\[[^][{}\"]*\]", lambda m: re.sub(r"\s*\n\s*", " ", m[0]), text)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return path

@@ -76,6 +76,9 @@ def scored(
         headline["linear_acc"] = record["linear"]["acc"]
         headline["linear_miou"] = record["linear"]["miou"]
     record["headline"] = headline
+    record["confusion"] = {
+        which: getattr(tally.all, which).matrix.tolist() for which in tally.all.probes
+    }
     if tally.crf.images:
         record["crf"] = {
             "images": tally.crf.images,
