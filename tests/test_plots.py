@@ -204,6 +204,11 @@ class TestCharts:
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert texts == ["2.0 ± 1.0", "5.0"]
 
+    def test_bar_ladder_shows_every_seed(self):
+        figure = plots.bar_ladder({"a": [1.0, 2.0, 3.0], "b": 5.0})
+        (dots,) = [x for x in figure.axes[0].lines if x.get_marker() == "o"]
+        assert dots.get_xydata().tolist() == [[1, 0], [2, 0], [3, 0]]
+
     def test_iou_bars(self):
         figure = plots.iou_bars({"a": [0.1, None, 0.3], "b": [0.2, 0.2, 0.2]}, CLASSES)
         ax = figure.axes[0]

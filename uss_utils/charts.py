@@ -126,7 +126,7 @@ def bar_ladder(
     title: str = "",
     highlight: str | None = None,
 ) -> Figure:
-    """Methods from top to bottom, mean ± standard deviation over seeds.
+    """Methods from top to bottom: mean ± standard deviation over seeds, a dot per seed.
 
     Args:
         rows: name -> one number or one per seed.
@@ -141,11 +141,14 @@ def bar_ladder(
     ax = new_axes(figure)[0, 0]
     colours = [ACCENT if name == highlight else PLAIN for name in values]
     ax.barh(list(values), means, xerr=spread, color=colours, ecolor="0.3", capsize=3)
-    for i, (mean, sd) in enumerate(zip(means, spread, strict=True)):
+    for i, (found, mean, sd) in enumerate(
+        zip(values.values(), means, spread, strict=True)
+    ):
+        if len(found) > 1:
+            ax.plot(found, [i] * len(found), "o", color="0.15", markersize=3)
         text = f"{mean:.1f} ± {sd:.1f}" if sd else f"{mean:.1f}"
-        ax.annotate(
-            text, (mean + sd, i), xytext=(5, 0), textcoords="offset points", va="center"
-        )
+        end = (max(mean + sd, found.max()), i)
+        ax.annotate(text, end, xytext=(5, 0), textcoords="offset points", va="center")
     ax.invert_yaxis()
     ax.margins(x=0.18)
     ax.grid(False, axis="y")
