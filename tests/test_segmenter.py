@@ -244,6 +244,19 @@ def test_prediction_is_the_argmax_of_the_probabilities(vit):
         assert same.float().mean() > 0.999
 
 
+def test_a_model_is_a_snapshot_that_leaves_training_alone():
+    head = SegmentationHead(3, 3).train()
+    model = grey_model()
+    parts = (model.cluster_probe, model.linear_probe)
+    model = Segmenter(model.backbone, head, *parts, classes=CLASSES, palette=PALETTE)
+    before = model.segment(stripes())
+    assert head.training and head.linear.weight.requires_grad
+    with torch.no_grad():
+        head.linear.weight.neg_()
+        head.nonlinear[2].weight.zero_()
+    assert torch.equal(model.segment(stripes()), before)
+
+
 # -------------------------------------------------------------------- on disk
 
 

@@ -5,6 +5,7 @@ linear probe (trained with labels, a measuring instrument). The backbone's weigh
 not stored with the model, only their name and fingerprint.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,9 @@ Which = Literal["cluster", "linear"]
 
 class Segmenter:
     """A trained segmentation model.
+
+    Head and probes are copied: training them further does not change the model, and the
+    model does not put them into eval mode.
 
     Args:
         backbone: see :func:`uss_utils.backbones.load`.
@@ -79,8 +83,10 @@ class Segmenter:
         preset: str = "custom",
         meta: dict[str, Any] | None = None,
     ):
-        self.backbone, self.head = backbone, head
-        self.cluster_probe, self.linear_probe = cluster_probe, linear_probe
+        self.backbone = backbone
+        self.head = _frozen_copy(head)
+        self.cluster_probe = _frozen_copy(cluster_probe)
+        self.linear_probe = None if linear_probe is None else _frozen_copy(linear_probe)
         self.classes = tuple(classes)
         self.palette = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)
         self.cluster_to_class = cluster_to_class
@@ -89,8 +95,6 @@ class Segmenter:
         self.method, self.preset = method, preset
         self.meta = dict(meta or {})
         self._check()
-        for part in self.parts().values():
-            part.eval().requires_grad_(False)
 
     def _check(self) -> None:
         if len(self.palette) != len(self.classes):
@@ -351,6 +355,10 @@ class Segmenter:
                 a backbone with other weights.
         """
         return model_file.read(cls, path, device, weights)
+
+
+def _frozen_copy(part: nn.Module) -> nn.Module:
+    return copy.deepcopy(part).eval().requires_grad_(False)
 
 
 def _argmax_at(scores: Tensor, size: tuple[int, int]) -> Tensor:
