@@ -217,6 +217,32 @@ class TestCharts:
         with pytest.raises(ValueError, match="expected 3 values"):
             plots.iou_bars([0.1], CLASSES)
 
+    def test_class_bands_fill_every_row(self):
+        counts = torch.tensor([[2, 2, 0], [1, 1, 2], [0, 0, 0]])
+        figure = plots.class_bands({"a": counts, "b": counts}, CLASSES, PALETTE)
+        left, right = figure.axes
+        assert (left.get_title(), right.get_title()) == ("a", "b")
+        ends = [band.get_paths()[0].vertices[:, 0].max() for band in left.collections]
+        assert ends == [50, 100, 100]
+        assert len(figure.legends[0].get_texts()) == 3
+
+    @pytest.mark.parametrize("tables", [{}, {"a": np.ones((4, 2))}])
+    def test_class_bands_refuses_other_tables(self, tables):
+        with pytest.raises(ValueError, match="expected tables with 3 columns"):
+            plots.class_bands(tables, CLASSES, PALETTE)
+
+
+class TestMeanColours:
+    def test_squares(self):
+        images = [np.full((2, 2, 3), 10, np.uint8), np.full((2, 2, 3), 20, np.uint8)]
+        images[1][0, 0] = 40
+        labels = torch.tensor([[[0, 0], [0, -1]], [[1, 1], [2, 2]]])
+        figure = plots.mean_colours(images, labels, CLASSES)
+        shown = figure.axes[0].images[0].get_array()[..., 0]
+        assert shown.tolist() == [[10, 255], [255, 30], [255, 20]]
+        names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        assert names == list(CLASSES)
+
 
 class TestStyle:
     def test_charts_are_png_and_photographs_jpeg(self, image):

@@ -1,4 +1,4 @@
-"""Numbers as figures: confusion, training curves, bars. Notebooks say ``plots.…``."""
+"""Numbers as figures: confusion, curves, bars, bands. Notebooks say ``plots.…``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from uss_utils.colours import to_numpy
-from uss_utils.figures import ACCENT, PLAIN, new_axes, new_figure
+from uss_utils.figures import ACCENT, PLAIN, draw_legend, new_axes, new_figure
 
 
 def confusion(
@@ -188,4 +188,41 @@ def iou_bars(
     ax.set(ylabel="IoU", title=title)
     if len(table) > 1:
         figure.legend(ncols=min(len(table), 6), loc="outside upper center")
+    return figure
+
+
+def class_bands(
+    tables: Mapping[str, Any], classes: Sequence[str], palette: Any
+) -> Figure:
+    """Which classes occur at which height of the pictures, one panel per table.
+
+    Args:
+        tables: title of a panel -> counts, one row per row of pixels from the top, one
+            column per class; a row without counts stays white.
+        classes: names of the K classes.
+        palette: uint8, shape (K, 3).
+
+    Raises:
+        ValueError: no table, or one that has not K columns.
+    """
+    counts = {title: to_numpy(table).astype(float) for title, table in tables.items()}
+    k = len(classes)
+    wrong = {title: t.shape for title, t in counts.items() if t.shape[1:] != (k,)}
+    if wrong or not counts:
+        raise ValueError(
+            f"expected tables with {k} columns, one per class, got {wrong or 'none'}"
+        )
+    figure = new_figure(4.2 * len(counts), 3.0)
+    panels = new_axes(figure, 1, len(counts))[0]
+    for ax, (title, table) in zip(panels, counts.items(), strict=True):
+        total = table.sum(axis=1, keepdims=True)
+        share = np.divide(table, total, out=np.zeros_like(table), where=total > 0)
+        edge = np.pad(100 * share.cumsum(axis=1), ((0, 0), (1, 0)))
+        height = 100 * (np.arange(len(edge)) + 0.5) / len(edge)
+        for i, colour in enumerate(to_numpy(palette)[:k] / 255):
+            ax.fill_betweenx(height, edge[:, i], edge[:, i + 1], color=colour, lw=0)
+        ax.set(xlim=(0, 100), ylim=(100, 0), title=title, xlabel="share of the row (%)")
+        ax.grid(False)
+    panels[0].set_ylabel("height, from the top (%)")
+    draw_legend(figure, classes, palette)
     return figure

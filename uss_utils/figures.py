@@ -5,10 +5,13 @@ given to ``display``), exactly once, and nothing stays open behind it.
 """
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 DPI = 72
 WIDTH = 8.9  # inches; with margins nine, what a notebook page shows unscaled
@@ -93,3 +96,31 @@ def new_axes(figure: Figure, rows: int = 1, columns: int = 1) -> np.ndarray:
     """Axes in the course's style, shape (rows, columns)."""
     with matplotlib.rc_context(STYLE):
         return figure.subplots(rows, columns, squeeze=False)
+
+
+def draw_legend(figure: Figure, classes: Sequence[str], palette: Any) -> None:
+    """Names and colours of the classes below a figure.
+
+    Args:
+        figure: with the layout of :func:`new_figure`.
+        classes: K names.
+        palette: uint8, shape (K, 3) or more.
+
+    Raises:
+        ValueError: fewer colours than classes.
+    """
+    palette = np.asarray(palette)[: len(classes)] / 255
+    if len(palette) != len(classes):
+        raise ValueError(f"{len(classes)} classes, but {len(palette)} colours")
+    handles = [
+        Patch(facecolor=colour, label=name, edgecolor="0.5", linewidth=0.5)
+        for name, colour in zip(classes, palette, strict=True)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 6),
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )

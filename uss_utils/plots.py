@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
-from uss_utils.charts import bar_ladder, confusion, curves, iou_bars
+from uss_utils.charts import bar_ladder, class_bands, confusion, curves, iou_bars
 from uss_utils.colours import (
     colourise,
     default_palette,
@@ -21,10 +21,18 @@ from uss_utils.colours import (
     to_numpy,
     to_rgb,
 )
-from uss_utils.figures import ACCENT, WIDTH, new_axes, new_figure, use_notebook_style
+from uss_utils.figures import (
+    ACCENT,
+    WIDTH,
+    draw_legend,
+    new_axes,
+    new_figure,
+    use_notebook_style,
+)
 
 __all__ = [
     "bar_ladder",
+    "class_bands",
     "colourise",
     "confusion",
     "curves",
@@ -32,6 +40,7 @@ __all__ = [
     "heatmap_on",
     "iou_bars",
     "legend",
+    "mean_colours",
     "overlay",
     "pca_rgb",
     "show_row",
@@ -108,26 +117,8 @@ def show_row(
     if classes is not None:
         if palette is None:
             palette = default_palette(len(classes))
-        _draw_legend(figure, classes, palette)
+        draw_legend(figure, classes, palette)
     return figure
-
-
-def _draw_legend(figure: Figure, classes: Sequence[str], palette: Any) -> None:
-    palette = to_numpy(palette)[: len(classes)] / 255
-    if len(palette) != len(classes):
-        raise ValueError(f"{len(classes)} classes, but {len(palette)} colours")
-    handles = [
-        Patch(facecolor=colour, label=name, edgecolor="0.5", linewidth=0.5)
-        for name, colour in zip(classes, palette, strict=True)
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(len(handles), 6),
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1.2,
-    )
 
 
 def legend(classes: Sequence[str], palette: Any) -> Figure:
@@ -138,7 +129,33 @@ def legend(classes: Sequence[str], palette: Any) -> Figure:
         palette: uint8, shape (K, 3) or more.
     """
     figure = new_figure(WIDTH, 0.3 * -(-len(classes) // 6) + 0.1)
-    _draw_legend(figure, classes, palette)
+    draw_legend(figure, classes, palette)
+    return figure
+
+
+def mean_colours(
+    images: Sequence, labels: Any, classes: Sequence[str], *, title: str = ""
+) -> Figure:
+    """One square per class and picture: the mean colour of the class there.
+
+    Args:
+        images: N pictures as in :func:`to_rgb`, (H, W) pixels.
+        labels: integers, shape (N, H, W), ignore = -1.
+        classes: names of the K classes; a class that is absent from a picture leaves a
+            white square.
+        title: the finding.
+    """
+    squares = np.full((len(classes), len(images), 3), 255.0)
+    for i, (image, label) in enumerate(zip(images, to_numpy(labels), strict=True)):
+        rgb = to_rgb(image)
+        for k in np.unique(label[label >= 0]):
+            squares[k, i] = rgb[label == k].mean(axis=0)
+    figure = new_figure(WIDTH, 0.28 * len(classes) + 0.8)
+    ax = new_axes(figure)[0, 0]
+    ax.imshow(squares.round().astype(np.uint8), aspect="auto")
+    ax.set_yticks(range(len(classes)), classes)
+    ax.set(xlabel="picture", title=title)
+    ax.grid(False)
     return figure
 
 
