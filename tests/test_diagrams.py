@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from uss_utils import diagrams
+from uss_utils.figures import WIDTH
+from uss_utils.paths import notebooks_dir
+
+
+def words(figure):
+    (ax,) = figure.axes
+    return {text.get_text(): text for text in ax.texts}
+
+
+class TestCourseMap:
+    def test_names_stations_arrows_and_notebooks(self):
+        figure = diagrams.course_map()
+        listed = {f"{n} {title}" for n, title in diagrams.NOTEBOOKS.items()}
+        assert listed | {*diagrams.STATIONS, *diagrams.ARROWS} <= set(words(figure))
+        assert figure.get_figwidth() <= WIDTH
+
+    def test_knows_every_notebook_of_this_repository(self):
+        stems = {path.stem for path in notebooks_dir().glob("[0-9]*.ipynb")}
+        titles = {f"{n} {title}" for n, title in diagrams.NOTEBOOKS.items()}
+        assert {stem.replace("_", " ").lower() for stem in stems} <= {
+            title.replace("-", " ").lower() for title in titles
+        }
+
+    def test_only_notebooks_that_exist_are_solid(self, monkeypatch, tmp_path):
+        (tmp_path / "01_datasets.ipynb").touch()
+        monkeypatch.setattr(diagrams, "notebooks_dir", lambda: tmp_path)
+        found = words(diagrams.course_map())
+        assert found["01 datasets"].get_color() == "white"
+        assert found["02 dense features"].get_color() != "white"
+        (ax,) = diagrams.course_map().axes
+        dashed = [p for p in ax.patches if p.get_linestyle() == "dashed"]
+        # All but one notebook, and the sample in the legend.
+        assert len(dashed) == len(diagrams.NOTEBOOKS) - 1 + 1
+
+    def test_marks_the_reader(self):
+        assert "02 dense features: you are here" in words(
+            diagrams.course_map(here="02")
+        )
+
+    def test_shows_pictures_and_words(self):
+        wide = np.zeros((40, 80, 3), dtype=np.uint8)
+        figure = diagrams.course_map({"images": wide, "code": "not yet"})
+        (ax,) = figure.axes
+        (shown,) = ax.images
+        assert shown.get_array().shape == (40, 40, 3)  # the central square
+        assert "not yet" in words(figure)
+
+    @pytest.mark.parametrize(
+        ("given", "name"),
+        [({"pictures": {"labels": ""}}, "labels"), ({"here": "7"}, 7)],
+    )
+    def test_refuses_what_is_not_on_it(self, given, name):
+        with pytest.raises(
+            ValueError, match=f"'{name}' is not on the map; stations: im"
+        ):
+            diagrams.course_map(**given)
+
+
+class TestOnePatch:
+    def test_shows_the_patch_and_all_its_numbers(self):
+        image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        feature = np.arange(12.0)
+        figure = diagrams.one_patch(image, 8, (1, 5), feature)
+        left, middle, right = figure.axes[:3]
+        assert left.get_title() == "4 × 6 patches, one marked"
+        assert np.array_equal(middle.images[0].get_array(), image[8:16, 40:48])
+        assert right.images[0].get_array().shape == (3, 4)
+        assert right.images[0].get_array().compressed().tolist() == feature.tolist()
+        assert right.get_title() == "its feature: 12 numbers"
+
+    def test_a_prime_number_of_channels(self):
+        figure = diagrams.one_patch(np.zeros((8, 8, 3)), 8, (0, 0), np.zeros(7))
+        assert figure.axes[2].images[0].get_array().shape == (1, 7)
+
+    @pytest.mark.parametrize("place", [(4, 0), (0, 6), (-1, 0)])
+    def test_a_place_outside(self, place):
+        with pytest.raises(ValueError, match="outside the grid of \\(4, 6\\) patches"):
+            diagrams.one_patch(np.zeros((32, 48, 3)), 8, place, np.zeros(4))
