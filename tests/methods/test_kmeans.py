@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.models import Stripes
@@ -125,6 +126,19 @@ def test_a_folder_without_class_names_needs_a_number_of_clusters():
     assert model.n_clusters == 4
     assert model.segment(data.read(0)[0]).max() <= 3
     assert "cluster" not in evaluate(model, data)
+
+
+def test_one_folder_of_pictures_is_enough(tmp_path, recwarn):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    mine = smoke(dataset="folder", root=tmp_path, size=(32, 48), clusters=4)
+    found = kmeans.train(mine).segment(tmp_path)
+    assert {name: tuple(label.shape) for name, label in found.items()} == {
+        f"{i}.png": (64, 96) for i in range(3)
+    }
+    # Without a "val" folder nothing is said about it: training does not open it.
+    assert not [w for w in recwarn if "no split folders" in str(w.message)]
 
 
 def test_fewer_patches_than_clusters():

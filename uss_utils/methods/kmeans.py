@@ -84,11 +84,11 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def data(cfg: Config) -> tuple[SegmentationDataset, SegmentationDataset]:
     """The training and the evaluated split of the settings."""
-    opened = (
-        datasets.load(cfg.dataset, split, cfg.root, size=cfg.size, limit=limit)
-        for split, limit in (("train", cfg.n_train), ("val", cfg.n_val))
-    )
-    return tuple(opened)
+    return _open(cfg, "train", cfg.n_train), _open(cfg, "val", cfg.n_val)
+
+
+def _open(cfg: Config, split: str, limit: int | None) -> SegmentationDataset:
+    return datasets.load(cfg.dataset, split, cfg.root, size=cfg.size, limit=limit)
 
 
 def build(
@@ -260,7 +260,8 @@ def train(
     Returns:
         The model. No label has touched head and centroids.
     """
-    train_set = data(cfg)[0] if train_set is None else train_set
+    if train_set is None:
+        train_set = _open(cfg, "train", cfg.n_train)
     segmenter = build(cfg, train_set, device)
     feat = extract(
         segmenter.backbone, train_set, batch_size=cfg.batch_size, progress=progress
