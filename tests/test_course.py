@@ -398,3 +398,30 @@ def test_refresh_rewrites_the_good_and_leaves_the_bad(tmp_path, monkeypatch, cap
     assert after.cells[2].outputs[0].text == "hello scenes\n"
     assert [c.execution_count for c in after.cells[1:]] == [1, 2, 3]
     assert "01_leak.ipynb NOT rewritten" in capsys.readouterr().out
+
+
+class TestReadme:
+    def test_scores_are_replaced_between_the_marks_only(self, tmp_path):
+        readme = tmp_path / "README.md"
+        begin, end = publishing.SCORES
+        readme.write_text(f"# Title\n{begin}\nold\n{end}\nafter\n")
+        publishing.publish_scores(readme, "| new |\n")
+        publishing.publish_scores(readme, "| new |\n")
+        assert readme.read_text() == f"# Title\n{begin}\n| new |\n{end}\nafter\n"
+
+    def test_missing_marks_leave_the_file(self, tmp_path):
+        readme = tmp_path / "README.md"
+        readme.write_text("# Title\n")
+        with pytest.raises(ValueError, match="README.md lacks the lines"):
+            publishing.publish_scores(readme, "| new |")
+        assert readme.read_text() == "# Title\n"
+
+    def test_picture_is_the_first_photograph(self, tmp_path):
+        source = write(tmp_path / "00_a.ipynb", "draw()")
+        chart = new_output("display_data", {"image/png": "aaaa"})
+        photograph = new_output("display_data", {"image/jpeg": "SGk="})
+        done = executed(source, tmp_path, chart, photograph)
+        publishing.publish_picture(done, tmp_path / "result.jpg")
+        assert (tmp_path / "result.jpg").read_bytes() == b"Hi"
+        with pytest.raises(ValueError, match="no photograph"):
+            publishing.publish_picture(source, tmp_path / "other.jpg")

@@ -111,6 +111,9 @@ def pretrain(
     ] = None,
     data_root: DataRoot = None,
     images: Annotated[int | None, typer.Option(help="Images per data set.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="HxW that photographs are resized to.")
+    ] = None,
     vicreg_steps: Annotated[int | None, typer.Option(help="Steps of stage 1.")] = None,
     distil_steps: Annotated[int | None, typer.Option(help="Steps of stage 2.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -130,6 +133,7 @@ def pretrain(
     chosen = {
         "datasets": tuple(dataset) if dataset else None,
         "images": images,
+        "image_size": _size(image_size) if image_size else None,
         "vicreg_steps": vicreg_steps,
         "distil_steps": distil_steps,
         "batch_size": batch_size,
@@ -152,13 +156,17 @@ def pretrain(
     typer.echo(f"weights: {out}\ncard: {card}")
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"an image size is given as HxW, such as 240x320; got {text}")
+    return int(height), int(width)
+
+
 def _public_arguments() -> str:
-    """This command's arguments; a data folder's place is nobody else's business."""
-    words = list(sys.argv[1:])
-    for i, word in enumerate(words[:-1]):
-        if word in ("--data-root", "--root", "--work"):
-            words[i + 1] = "FOLDER"
-    return " ".join(words)
+    """This command's arguments; where somebody's folders lie stays private."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    return " ".join(list(words)[1:])
 
 
 @data_app.command("check")

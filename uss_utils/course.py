@@ -6,6 +6,7 @@ failing notebook stops no other; what was finished before an interruption is kep
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from jupyter_client.kernelspec import KernelSpec
 from uss_utils import pages, publishing
 from uss_utils.memory import PeakMemory
 from uss_utils.notebooks import find, injected, parameters_of, parse_parameters
-from uss_utils.paths import atomic_file, runs_dir
+from uss_utils.paths import atomic_file, repo_root, runs_dir, weights_dir
 from uss_utils.teaching import read_record
 
 __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
@@ -233,12 +234,16 @@ def refresh(
     """Rewrite notebooks with the outputs of one clean run of their own parameters.
 
     A notebook that fails, or whose outputs must not be published (an absolute path, too
-    large), is left as it was.
+    large), is left as it was. When all notebooks were asked for and none failed, the
+    README's scores and picture are made anew as well.
 
     Returns:
         One result per notebook, as :func:`run`.
     """
     paths = find(notebooks)
+    folder = runs_dir() / "scenes"
+    if notebooks is None:  # records of an older run must not mix with this one's
+        shutil.rmtree(folder / "records", ignore_errors=True)
     results = run(paths, preset="scenes", timeout=timeout)
     for path, result in zip(paths, results, strict=True):
         if not result.ok:
@@ -250,4 +255,8 @@ def refresh(
             print(f"{path.name} NOT rewritten: {error}")
         else:
             print(f"{path.name} rewritten, {size / 1000:.0f} kB")
+    if notebooks is None and all(result.ok for result in results):
+        board = (folder / "leaderboard.md").read_text(encoding="utf-8")
+        publishing.publish_scores(repo_root() / "README.md", board)
+        publishing.publish_picture(paths[0], weights_dir() / "result.jpg")
     return results

@@ -51,9 +51,9 @@ class Config:
     view: int = 96  # side of a view, in pixels
     scale: tuple[float, float] = (0.4, 1.0)  # share of the window's area a view covers
     batch_size: int = 24
-    vicreg_steps: int = 3600
+    vicreg_steps: int = 2400
     vicreg_lr: float = 1e-3
-    distil_steps: int = 1200
+    distil_steps: int = 800
     distil_lr: float = 5e-4
     weight_decay: float = 0.05
     warmup: float = 0.05  # share of a stage's steps
@@ -136,8 +136,22 @@ class DenseVICReg(nn.Module):
             second, points, padding_mode="border", align_corners=False
         )
         both = torch.stack([first, second]).permute(0, 1, 3, 4, 2)
-        z, z2 = self.expander(both)
-        return z, z2
+        return without_image_mean(*self.expander(both))
+
+
+def without_image_mean(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract from both views of an image the mean code they have in common.
+
+    What is alike all over an image (its light, its style) satisfies both losses at no
+    cost and then dominates the features: clusters become groups of images. Without
+    the common mean only differences inside an image are left to learn.
+
+    Args:
+        first: codes of the first view, shape (B, g, g, D).
+        second: codes of the second view, same shape.
+    """
+    mean = (first.mean((1, 2), keepdim=True) + second.mean((1, 2), keepdim=True)) / 2
+    return first - mean, second - mean
 
 
 def vicreg_loss(z: Tensor, z2: Tensor) -> dict[str, Tensor]:
@@ -189,19 +203,23 @@ class DenseDistillation(nn.Module):
         ).requires_grad_(False)
         self.register_buffer("teacher_prototypes", self.prototypes.detach().clone())
 
-    def student_scores(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Cosines of the student's patches with its prototypes, (B, K, g, g)."""
-        tokens = patch_tokens(self.vit, image, mask).permute(0, 2, 3, 1)
-        code = F.normalize(self.head(tokens).float(), dim=-1)
-        return (code @ F.normalize(self.prototypes, dim=-1).T).permute(0, 3, 1, 2)
+    def student_scores(self, views: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of the student's patches with its prototypes.
+
+        Args:
+            views: first views, then second views, shape (2B, 3, v, v).
+            mask: patches hidden from the student, bool, shape (2B, g, g).
+
+        Returns:
+            One tensor (B, K, g, g) per view.
+        """
+        return _scores(self.vit, self.head, self.prototypes, views, mask)
 
     @torch.no_grad()
-    def teacher_scores(self, image: Tensor) -> Tensor:
-        """Cosines of the teacher's patches with its prototypes, (B, K, g, g)."""
-        tokens = patch_tokens(self.teacher["vit"], image, None).permute(0, 2, 3, 1)
-        code = F.normalize(self.teacher["head"](tokens).float(), dim=-1)
-        prototypes = F.normalize(self.teacher_prototypes, dim=-1)
-        return (code @ prototypes.T).permute(0, 3, 1, 2)
+    def teacher_scores(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the teacher, from which nothing is hidden."""
+        vit, head = self.teacher["vit"], self.teacher["head"]
+        return _scores(vit, head, self.teacher_prototypes, views, None)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -215,6 +233,13 @@ class DenseDistillation(nn.Module):
         ]
         slow, fast = (list(side) for side in zip(*pairs, strict=True))
         torch._foreach_lerp_(slow, [p.detach() for p in fast], 1 - momentum)
+
+
+def _scores(vit, head, prototypes, views, mask) -> tuple[Tensor, Tensor]:
+    tokens = patch_tokens(vit, views, mask).float().permute(0, 2, 3, 1)
+    code = head(torch.stack(without_image_mean(*tokens.chunk(2)))).float()
+    cosine = F.normalize(code, dim=-1) @ F.normalize(prototypes, dim=-1).T
+    return tuple(cosine.permute(0, 1, 4, 2, 3))
 
 
 @torch.no_grad()
@@ -277,10 +302,9 @@ def distil_step(
     a, b = _views_of(images, cfg, step)
     grid = cfg.view // model.vit.patch_embed.patch_size[0]
     mask = torch.rand(2 * len(images), grid, grid, generator=step.generator)
-    student = model.student_scores(
-        torch.cat([a.image, b.image]), mask < cfg.distil_mask
-    ).chunk(2)
-    teacher = model.teacher_scores(torch.cat([a.image, b.image])).chunk(2)
+    views = torch.cat([a.image, b.image])
+    student = model.student_scores(views, mask < cfg.distil_mask)
+    teacher = model.teacher_scores(views)
     terms = []
     for (one, two), own, other in (((a, b), 0, 1), ((b, a), 1, 0)):
         points, valid = matched_points(one, two, grid)

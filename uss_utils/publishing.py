@@ -1,5 +1,6 @@
-"""Executed notebooks as they are committed: outputs of one run, light, no traces."""
+"""What of a run is committed: notebooks with its outputs, and the README's scores."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -141,3 +142,45 @@ def _largest(notebook: nbformat.NotebookNode) -> str:
     return ", ".join(
         f"cell {i} {size / 1000:.0f} kB" for size, i in sorted(sizes)[:-4:-1]
     )
+
+
+SCORES = (
+    "<!-- scores: written by `make notebooks`, do not edit -->",
+    "<!-- /scores -->",
+)
+
+
+def publish_scores(readme: Path, board: str) -> None:
+    """Replace the README's table of scores by that of a run.
+
+    Args:
+        readme: a file that holds the two marks :data:`SCORES` once.
+        board: markdown.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    begin, end = SCORES
+    head, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{readme.name} lacks the lines {begin} and {end}")
+    with atomic_file(readme) as temporary:
+        text = f"{head}{begin}\n{board.strip()}\n{end}{tail}"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def publish_picture(notebook: Path, target: Path) -> None:
+    """Copy a notebook's first photograph (JPEG) to a file of its own.
+
+    Raises:
+        ValueError: no output holds one.
+    """
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            jpeg = output.get("data", {}).get("image/jpeg")
+            if jpeg:
+                with atomic_file(target) as temporary:
+                    temporary.write_bytes(base64.b64decode(jpeg))
+                return
+    raise ValueError(f"{notebook.name} shows no photograph")

@@ -1,0 +1,84 @@
+import json
+import sys
+
+import pytest
+
+from uss_utils import __main__ as command_line
+from uss_utils.records import read_records
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run a command line in this process; gives (exit status, output)."""
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "runs"))
+
+    def call(*words: str) -> tuple[int | str, str]:
+        monkeypatch.setattr(sys, "argv", ["uss_utils", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            command_line.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out + captured.err
+
+    return call
+
+
+def test_unknown_preset_is_one_line_that_names_the_known(run):
+    status, _ = run("ladder", "--preset", "scense")
+    assert status.startswith("error: unknown preset 'scense'")
+    assert "camvid-tiny" in status and "\n" not in status
+
+
+def test_debug_shows_the_traceback(run, monkeypatch):
+    monkeypatch.setenv("USS_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["uss_utils", "ladder", "--preset", "nope"])
+    with pytest.raises(ValueError, match="unknown preset"):
+        command_line.main()
+
+
+def test_missing_data_root(run, tmp_path):
+    status, _ = run("ladder", "--preset", "camvid-tiny", "--data-root", tmp_path / "no")
+    assert status.startswith("error: ") and "--data-root" in status
+
+
+def test_data_list_and_check(run, tmp_path):
+    status, output = run("data", "list")
+    assert status == 0 and "camvid" in output and "scenes-aerial" in output
+    status, output = run("data", "check", "scenes")
+    assert status == 0
+    status, output = run("data", "check", "camvid", "--root", tmp_path)
+    assert status == 1 and "data download camvid" in output
+
+
+def test_download_of_a_set_that_is_not_downloaded(run):
+    status, _ = run("data", "download", "scenes")
+    assert "data check scenes" in status
+
+
+def test_environment_says_what_is_there(run):
+    status, output = run("environment")
+    assert status == 0 and "torch" in output and "dense CRF" in output
+
+
+def test_absent_gpu(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, _ = run("pretrain", "--out", tmp_path / "a.safetensors", "--device", "cuda")
+    assert status.startswith("error: device 'cuda' was asked for")
+
+
+def test_ladder_writes_records_and_prints_a_table(run, tmp_path):
+    status, output = run("ladder", "--preset", "smoke", "--seeds", 1)
+    assert status == 0
+    records = read_records(tmp_path / "runs" / "smoke" / "records")
+    assert {record["name"] for record in records} >= {"row index", "colour"}
+    assert "row index" in output and "protocol" in output.lower()
+
+
+def test_pretrain_writes_weights_and_a_card_that_names_no_folder(run, tmp_path):
+    out = tmp_path / "tiny.safetensors"
+    words = ["pretrain", "--out", out, "--dataset", "scenes", "--images", 2]
+    words += ["--vicreg-steps", 2, "--distil-steps", 1, "--batch-size", 2]
+    status, _ = run(*words, "--device", "cpu")
+    assert status == 0
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert card["config"]["vicreg_steps"] == 2 and card["versions"]["torch"]
+    assert str(tmp_path) not in json.dumps(card)
