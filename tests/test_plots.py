@@ -231,6 +231,18 @@ class TestCharts:
         with pytest.raises(ValueError, match="expected tables with 3 columns"):
             plots.class_bands(tables, CLASSES, PALETTE)
 
+    def test_point_groups_colours_points_by_cluster(self):
+        x = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+        state = (np.array([0, 1, 0]), np.array([[0.0, 0.5], [1.0, 1.0]]))
+        figure = plots.point_groups(x, {"start": state, "end": state})
+        assert [ax.get_title() for ax in figure.axes] == ["start", "end"]
+        points, centroids = figure.axes[0].collections
+        colour = points.get_facecolors()
+        assert (colour[0] == colour[2]).all()
+        assert (colour[:2] == centroids.get_facecolors()).all()
+        with pytest.raises(ValueError, match="at least one panel"):
+            plots.point_groups(x, {})
+
 
 class TestMeanColours:
     def test_squares(self):

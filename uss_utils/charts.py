@@ -1,4 +1,4 @@
-"""Numbers as figures: confusion, curves, bars, bands. Notebooks say ``plots.…``."""
+"""Numbers as figures: confusion, curves, bars, points. Notebooks say ``plots.…``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,15 @@ import numpy as np
 import seaborn
 from matplotlib.figure import Figure
 
-from uss_utils.colours import to_numpy
-from uss_utils.figures import ACCENT, PLAIN, draw_legend, new_axes, new_figure
+from uss_utils.colours import default_palette, to_numpy
+from uss_utils.figures import (
+    ACCENT,
+    PLAIN,
+    WIDTH,
+    draw_legend,
+    new_axes,
+    new_figure,
+)
 
 
 def confusion(
@@ -225,4 +232,36 @@ def class_bands(
         ax.grid(False)
     panels[0].set_ylabel("height, from the top (%)")
     draw_legend(figure, classes, palette)
+    return figure
+
+
+def point_groups(x: Any, panels: Mapping[str, tuple[Any, Any]]) -> Figure:
+    """Points of the plane in the colours of their clusters, centroids as crosses.
+
+    Args:
+        x: points, shape (N, 2).
+        panels: title of a panel -> cluster of every point, integers (N,), and the
+            centroids, shape (K, 2).
+
+    Raises:
+        ValueError: no panel, or points that are not of the plane.
+    """
+    x = to_numpy(x)
+    if x.ndim != 2 or x.shape[1] != 2 or not panels:
+        raise ValueError(
+            f"expected points of shape (N, 2) and at least one panel, got {x.shape} "
+            f"and {len(panels)} panels"
+        )
+    side = min(2.9, WIDTH / len(panels))
+    figure = new_figure(side * len(panels), side + 0.2)
+    axes = new_axes(figure, 1, len(panels))[0]
+    for ax, (title, parts) in zip(axes, panels.items(), strict=True):
+        assignment, centroids = map(to_numpy, parts)
+        colours = default_palette(2 * len(centroids))[::2] / 255  # the darker half
+        ax.scatter(*x.T, s=14, color=colours[assignment])
+        ax.scatter(
+            *centroids.T, s=110, marker="X", color=colours, edgecolors="k", zorder=3
+        )
+        ax.set(title=title, xticks=[], yticks=[])
+        ax.set_aspect("equal", adjustable="datalim")
     return figure

@@ -12,7 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from uss_utils.charts import bar_ladder, class_bands, confusion, curves, iou_bars
+from uss_utils.charts import (
+    bar_ladder,
+    class_bands,
+    confusion,
+    curves,
+    iou_bars,
+    point_groups,
+)
 from uss_utils.colours import (
     colourise,
     default_palette,
@@ -43,6 +50,7 @@ __all__ = [
     "mean_colours",
     "overlay",
     "pca_rgb",
+    "point_groups",
     "show_row",
     "to_rgb",
     "use_notebook_style",
