@@ -119,8 +119,20 @@ def draw_legend(figure: Figure, classes: Sequence[str], palette: Any) -> None:
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 6),
+        ncols=_legend_columns(classes, figure.get_figwidth()),
         frameon=False,
         handlelength=1.2,
         columnspacing=1.2,
     )
+
+
+def _legend_columns(classes: Sequence[str], width: float) -> int:
+    """Columns of the flattest legend that fits, its rows about equally long."""
+    columns = 1
+    for rows in range(1, len(classes) + 1):
+        columns = -(-len(classes) // rows)
+        longest = (max(map(len, part)) for part in np.array_split(classes, columns))
+        # Inches of a letter and of what stands between two names, at ten points.
+        if sum(0.085 * letters + 0.45 for letters in longest) <= width:
+            break
+    return columns
