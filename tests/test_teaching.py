@@ -52,6 +52,30 @@ def notebook_with(*records):
     return new_notebook(cells=[new_code_cell("record()", outputs=outputs)])
 
 
+class TestShowTable:
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(teaching, "display", lambda made: calls.append(made.data))
+        return calls
+
+    def test_columns_are_the_union_in_order(self, shown):
+        rows = {"a": {"acc": 51.234, "n": 3}, "b": {"miou": np.float32(7.06)}}
+        teaching.show_table(rows, "no CRF", corner="guess")
+        assert shown[0].splitlines() == [
+            "| guess | acc | n | miou |",
+            "| --- | --- | --- | --- |",
+            "| a | 51.2 | 3 | – |",
+            "| b | – | – | 7.1 |",
+            "",
+            "*no CRF*",
+        ]
+
+    def test_without_rows(self):
+        with pytest.raises(ValueError, match="at least one row"):
+            teaching.show_table({})
+
+
 class TestRecord:
     @pytest.fixture
     def shown(self, monkeypatch):

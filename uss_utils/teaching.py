@@ -6,7 +6,7 @@ import inspect
 import json
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import nbformat
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from uss_utils import exercises
 from uss_utils.paths import repo_root
-from uss_utils.records import jsonable
+from uss_utils.records import jsonable, markdown_table
 
 RECORD_MARK = "uss_record"
 LONGEST_VALUE = 120
@@ -76,6 +76,36 @@ def show_source(obj: Any) -> Source:
         file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
     )
     return Source(text, f"{place}, line {first}")
+
+
+def show_table(
+    rows: Mapping[str, Mapping[str, Any]], note: str = "", corner: str = ""
+) -> None:
+    """Display numbers as a table, a note (the protocol, say) in italics beneath.
+
+    Args:
+        rows: name of a row -> heading of a column -> value; floats get one decimal, a
+            value that a row lacks is a dash.
+        note: text under the table.
+        corner: heading of the names.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    if not rows:
+        raise ValueError("show_table needs at least one row")
+    columns = list(dict.fromkeys(heading for row in rows.values() for heading in row))
+    cells = [
+        [str(name), *(_cell(row.get(heading, "–")) for heading in columns)]
+        for name, row in rows.items()
+    ]
+    lines = markdown_table([corner, *map(str, columns)], cells)
+    lines += ["", f"*{note}*"] if note else []
+    display(Markdown("\n".join(lines)))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float | np.floating) else str(value)
 
 
 def record(**values: Any) -> None:

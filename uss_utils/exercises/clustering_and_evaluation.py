@@ -10,9 +10,14 @@ from uss_utils.exercises import register
 
 @register("iou")
 def iou() -> Iterator:
-    """``f(matrix)``: IoU per class of a (K, K) confusion, rows predicted."""
+    """``f(matrix)``: IoU per class of a (K, K) confusion, rows predicted.
+
+    A class that neither occurs nor is predicted has none: NaN.
+    """
     yield (torch.eye(3, dtype=torch.int64) * 7,), torch.ones(3)
     yield (torch.tensor([[6, 2], [0, 4]]),), torch.tensor([6 / 8, 4 / 6])
+    absent = torch.tensor([[6, 0, 2], [0, 0, 0], [0, 0, 4]])
+    yield (absent,), torch.tensor([6 / 8, torch.nan, 4 / 6])
 
 
 @register("match")
@@ -28,6 +33,9 @@ def match() -> Iterator:
 @register("centroids")
 def centroids() -> Iterator:
     """``f(x, assignment, k)``: unit-length mean of each cluster's unit vectors."""
+    corner = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    half = 0.5**0.5
+    yield (corner, torch.tensor([1, 1, 0]), 2), [[0.0, 1.0], [half, half]]
     x = torch.randn(12, 3, generator=generator(0))
     x = x / x.norm(dim=1, keepdim=True)
     assignment = torch.arange(12) % 3
