@@ -215,8 +215,18 @@ def colour_in(label, palette):
     return np.where(label[..., None] < 0, 128, palette[label])
 
 
+def remap(ids, table):
+    known = ids < len(table)
+    return np.where(known, table[np.where(known, ids, 0)], -1)
+
+
+def class_shares(label, n):
+    valid = label[label >= 0]
+    return np.bincount(valid, minlength=n) / valid.size
+
+
 def centre_crop(image, size):
-    top, left = ((n - size) // 2 for n in image.shape[:2])
+    top, left = (round((n - size) / 2) for n in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
@@ -237,7 +247,15 @@ ANSWERS = {
         lambda p, t: (p == t)[t >= 0].float().mean(),
         lambda p, t: (p == t).float().mean(),
     ),
-    "remap": (lambda ids, table: table[ids], lambda ids, table: ids),
+    "remap": (remap, lambda ids, table: ids),
+    "class_shares": (
+        class_shares,
+        lambda label, n: [(label == i).mean() for i in range(n)],
+    ),
+    "mask_iou": (
+        lambda p, t: (p & t).sum() / (p | t).sum(),
+        lambda p, t: (p & t).sum() / t.sum(),
+    ),
     "colour_in": (colour_in, lambda label, palette: palette[label]),
     "centre_crop": (centre_crop, lambda image, size: image[:size, :size]),
     "similarity_map": (
