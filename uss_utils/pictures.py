@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from uss_utils.datasets import files
 from uss_utils.datasets.transforms import resize_to_patch
@@ -42,7 +42,7 @@ def read_picture(image: Picture) -> np.ndarray:
             f"cannot segment a {type(image).__name__}; give a path, a folder, a PIL "
             "image or a uint8 array"
         )
-    return np.array(files._to_rgb(ImageOps.exif_transpose(image)))
+    return files.upright_rgb(image)
 
 
 def working_size(

@@ -1,7 +1,9 @@
 """Image folders: layouts, class names, and every way they can be broken."""
 
 import shutil
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -116,6 +118,16 @@ def test_classes_that_make_no_sense(labelled):
 def test_no_data_root(tmp_path):
     with pytest.raises(FileNotFoundError, match="no data set folder at .*--data-root"):
         FolderDataset(tmp_path / "absent")
+
+
+def test_default_root_is_under_the_data_folder(labelled, tmp_path, monkeypatch):
+    monkeypatch.setenv("USS_DATA", str(tmp_path / "mine"))
+    with pytest.raises(FileNotFoundError, match=r"no data set folder at .*mine.folder"):
+        datasets.load("folder")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "folder").symlink_to(labelled)
+    (labelled / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert datasets.load("folder").classes == ("a", "b", "c", "d")
 
 
 def test_empty_folder(tmp_path):
@@ -256,6 +268,30 @@ def test_check_shows_a_few_of_many_problems(tmp_path):
     for i in range(9):
         (tmp_path / "imgs" / f"{i}.jpg").write_text("no image")
     assert "[FAIL] ... and 4 more" in str(datasets.check("folder", tmp_path))
+
+
+def png_header(width, height):
+    """The beginning of a PNG file, which claims some size."""
+    fields = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(fields))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + fields + crc
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.jpg", b""),
+        ("cut.png", png_header(8, 6)[:20]),
+        ("huge.png", png_header(60_000, 60_000)),
+        ("cut.webp", b"RIFF1234WEBPVP8 "),
+    ],
+)
+def test_check_names_files_whose_header_is_damaged(tmp_path, name, content):
+    """Pillow answers each in its own way, most of them without the file's name."""
+    (tmp_path / name).write_bytes(content)
+    report = datasets.check("folder", tmp_path)
+    assert not report.complete
+    assert f"[FAIL] cannot read {tmp_path / name}: " in str(report)
 
 
 def test_check_understands_turned_photographs(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.labels import FORBIDDEN
@@ -56,11 +56,34 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"no image file at {path}")
     try:
         with Image.open(path) as file:
-            return np.array(_to_rgb(ImageOps.exif_transpose(file)))
+            return upright_rgb(file)
     except _DECODE_ERRORS as error:
         raise OSError(
             f"cannot read image {path}: {error}; replace the file or remove it"
         ) from error
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of an open picture, as :func:`read_image` describes them.
+
+    Raises:
+        ValueError: the values are neither 8 nor 16 bits wide.
+    """
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image or label file, from its header alone.
+
+    Raises:
+        OSError: the header cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return file.size[::-1] if turned else file.size
+    except _DECODE_ERRORS as error:
+        raise OSError(f"cannot read {path}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

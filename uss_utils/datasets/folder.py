@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from uss_utils import paths
 from uss_utils.datasets.files import (
     IMAGE_SUFFIXES,
@@ -25,6 +23,7 @@ from uss_utils.datasets.files import (
     list_files,
     pair_files,
     read_ids,
+    upright_size,
 )
 from uss_utils.datasets.labels import strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform
@@ -41,18 +40,23 @@ class Layout:
     """Where the images and labels of a folder lie.
 
     Attributes:
+        root: the folder itself.
         images: folder that holds the images, or one folder per split.
         labels: the same for the labels; None without labels.
         splits: names of the split folders; empty if there are none.
     """
 
+    root: Path
     images: Path
     labels: Path | None
     splits: tuple[str, ...]
 
 
-def find_layout(root: str | Path) -> Layout:
+def find_layout(root: str | Path | None = None) -> Layout:
     """Recognise the layout of a folder.
+
+    Args:
+        root: the folder; None: ``folder`` under the data folder.
 
     Raises:
         FileNotFoundError: the folder is absent or holds no images; the message lists
@@ -64,7 +68,7 @@ def find_layout(root: str | Path) -> Layout:
     labels = root / LABEL_FOLDER
     has_labels = labels.is_dir()
     if list_files(images):
-        return Layout(images, labels if has_labels else None, ())
+        return Layout(root, images, labels if has_labels else None, ())
     splits = tuple(
         sorted(p.name for p in images.iterdir() if p.is_dir() and list_files(p))
     )
@@ -76,7 +80,7 @@ def find_layout(root: str | Path) -> Layout:
             f"{root / 'imgs' / 'train'} and {root / 'imgs' / 'val'}; other subfolders "
             "are not searched"
         )
-    return Layout(images, labels if has_labels else None, splits)
+    return Layout(root, images, labels if has_labels else None, splits)
 
 
 def find_pairs(layout: Layout, split: str) -> list[tuple[Path, Path | None]]:
@@ -136,10 +140,10 @@ def infer_n_classes(layout: Layout, ignore: int = 255) -> int:
 
 
 def _class_names(
-    layout: Layout, root: Path, classes: int | Sequence[str] | None, ignore: int
+    layout: Layout, classes: int | Sequence[str] | None, ignore: int
 ) -> tuple[str, ...]:
-    if classes is None and (root / NAMES_FILE).is_file():
-        lines = (root / NAMES_FILE).read_text(encoding="utf-8").splitlines()
+    if classes is None and (layout.root / NAMES_FILE).is_file():
+        lines = (layout.root / NAMES_FILE).read_text(encoding="utf-8").splitlines()
         classes = [line.strip() for line in lines if line.strip()]
     if classes is None:
         classes = infer_n_classes(layout, ignore)
@@ -154,7 +158,8 @@ class FolderDataset(FileDataset):
     """An image folder with optional labels.
 
     Args:
-        root: the folder, in one of the layouts above.
+        root: the folder, in one of the layouts above; None: ``folder`` under the data
+            folder.
         split: see :func:`find_pairs`.
         classes: number of classes or their names, index = id. None: the lines of
             ``classes.txt`` in the folder, else counted from the largest id in use.
@@ -170,7 +175,7 @@ class FolderDataset(FileDataset):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         split: str = WHOLE,
         *,
         classes: int | Sequence[str] | None = None,
@@ -178,7 +183,7 @@ class FolderDataset(FileDataset):
         transform: Transform | None = None,
     ):
         layout = find_layout(root)
-        names = _class_names(layout, Path(root).expanduser(), classes, ignore)
+        names = _class_names(layout, classes, ignore)
         super().__init__(
             "folder",
             split,
@@ -190,11 +195,11 @@ class FolderDataset(FileDataset):
         )
 
 
-def problems(root: str | Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
+def problems(root: str | Path | None) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Look at every file's header: what is there, what would fail.
 
     Args:
-        root: the folder.
+        root: see :func:`find_layout`.
 
     Returns:
         Number of images and labels per split, and one sentence per problem.
@@ -214,15 +219,10 @@ def problems(root: str | Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
 
 def _pair_problem(image: Path, label: Path | None) -> str | None:
     try:
-        sizes = [_upright_size(path) for path in (image, label) if path is not None]
+        sizes = [upright_size(path) for path in (image, label) if path is not None]
     except OSError as error:
         return str(error)
     if len(set(sizes)) > 1:
-        return f"sizes differ: {image} is {sizes[0]}, {label} is {sizes[1]}"
+        (a, b), (c, d) = sizes
+        return f"sizes differ: {image} is {a}x{b} (width x height), {label} is {c}x{d}"
     return None
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return image.size[::-1] if turned else image.size

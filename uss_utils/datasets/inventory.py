@@ -77,7 +77,7 @@ def check_camvid(root: str | Path | None = None) -> Report:
     try:
         place = camvid.find_root(root)
     except FileNotFoundError:
-        place = Path(root) if root is not None else paths.data_dir() / "camvid"
+        place = Path(root).expanduser() if root else paths.data_dir() / "camvid"
     counts = tuple(
         Count(f"{split} {kind}", found, camvid.SPLITS[split])
         for split, pair in camvid.count(place).items()
@@ -92,7 +92,7 @@ def check_camvid(root: str | Path | None = None) -> Report:
 
 def check_folder(root: str | Path | None = None) -> Report:
     """Count images and labels of an image folder and look at every file's header."""
-    place = Path(root) if root is not None else paths.data_dir() / "folder"
+    place = Path(root).expanduser() if root else paths.data_dir() / "folder"
     step = (
         "mend or remove the files named above; labels are 8-bit PNG of the same size "
         "and name as their image"
