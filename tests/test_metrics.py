@@ -34,6 +34,7 @@ def test_matrix_counts_pairs(extra):
         confusion.update(p, c)
     assert torch.equal(confusion.matrix, counted(pred, label, 5 + extra, 5))
     assert torch.equal(Confusion.from_matrix(confusion.matrix).matrix, confusion.matrix)
+    assert torch.equal(Confusion.of(pred, label, 5, extra).matrix, confusion.matrix)
 
 
 def test_returned_matrix_is_a_copy():

@@ -7,6 +7,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from uss_utils import exercises, teaching
+from uss_utils.metrics import Confusion
 
 
 def outer(x):
@@ -70,6 +71,13 @@ class TestShowTable:
             "",
             "*no CRF*",
         ]
+
+    def test_scores_show_accuracy_and_miou(self, shown):
+        pred = torch.tensor([0, 1, 1, 1])
+        scores = Confusion.of(pred, torch.tensor([0, 0, 1, 1]), 2).scores("identity")
+        teaching.show_table({"guess": scores})
+        assert shown[0].splitlines()[0] == "|  | accuracy | mIoU |"
+        assert shown[0].splitlines()[2] == "| guess | 75.0 | 58.3 |"
 
     def test_without_rows(self):
         with pytest.raises(ValueError, match="at least one row"):

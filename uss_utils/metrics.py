@@ -86,6 +86,15 @@ class Confusion:
         self._counts = torch.zeros(self.n_clusters, n_classes, dtype=torch.int64)
 
     @classmethod
+    def of(
+        cls, pred: Tensor, label: Tensor, n_classes: int, extra: int = 0
+    ) -> "Confusion":
+        """Counts of one batch; see :meth:`update` for the arguments."""
+        confusion = cls(n_classes, extra)
+        confusion.update(pred, label)
+        return confusion
+
+    @classmethod
     def from_matrix(cls, matrix: Tensor) -> "Confusion":
         """A confusion that continues from given counts, shape (K+E, K)."""
         matrix = torch.as_tensor(matrix)

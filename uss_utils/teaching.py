@@ -17,6 +17,7 @@ import torch
 from IPython.display import Markdown, display
 
 from uss_utils import exercises
+from uss_utils.metrics import Scores
 from uss_utils.paths import repo_root
 from uss_utils.records import jsonable, markdown_table
 
@@ -79,13 +80,14 @@ def show_source(obj: Any) -> Source:
 
 
 def show_table(
-    rows: Mapping[str, Mapping[str, Any]], note: str = "", corner: str = ""
+    rows: Mapping[str, Mapping[str, Any] | Scores], note: str = "", corner: str = ""
 ) -> None:
     """Display numbers as a table, a note (the protocol, say) in italics beneath.
 
     Args:
-        rows: name of a row -> heading of a column -> value; floats get one decimal, a
-            value that a row lacks is a dash.
+        rows: name of a row -> heading of a column -> value, or the scores whose
+            accuracy and mIoU to show; floats get one decimal, a value that a row lacks
+            is a dash.
         note: text under the table.
         corner: heading of the names.
 
@@ -94,10 +96,16 @@ def show_table(
     """
     if not rows:
         raise ValueError("show_table needs at least one row")
-    columns = list(dict.fromkeys(heading for row in rows.values() for heading in row))
-    cells = [
-        [str(name), *(_cell(row.get(heading, "–")) for heading in columns)]
+    table = {
+        str(name): {"accuracy": row.acc, "mIoU": row.miou}
+        if isinstance(row, Scores)
+        else row
         for name, row in rows.items()
+    }
+    columns = list(dict.fromkeys(heading for row in table.values() for heading in row))
+    cells = [
+        [name, *(_cell(row.get(heading, "–")) for heading in columns)]
+        for name, row in table.items()
     ]
     lines = markdown_table([corner, *map(str, columns)], cells)
     lines += ["", f"*{note}*"] if note else []
