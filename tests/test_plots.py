@@ -252,6 +252,8 @@ class TestMeanColours:
         figure = plots.mean_colours(images, labels, CLASSES)
         shown = figure.axes[0].images[0].get_array()[..., 0]
         assert shown.tolist() == [[10, 255], [255, 30], [255, 20]]
+        crosses = [text.get_position() for text in figure.axes[0].texts]
+        assert crosses == [(1, 0), (0, 1), (0, 2)]
         names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
         assert names == list(CLASSES)
 

@@ -149,18 +149,20 @@ def mean_colours(
     Args:
         images: N pictures as in :func:`to_rgb`, (H, W) pixels.
         labels: integers, shape (N, H, W), ignore = -1.
-        classes: names of the K classes; a class that is absent from a picture leaves a
-            white square.
+        classes: names of the K classes; a cross stands where one is absent.
         title: the finding.
     """
-    squares = np.full((len(classes), len(images), 3), 255.0)
+    squares = np.full((len(classes), len(images), 3), np.nan)
     for i, (image, label) in enumerate(zip(images, to_numpy(labels), strict=True)):
         rgb = to_rgb(image)
         for k in np.unique(label[label >= 0]):
             squares[k, i] = rgb[label == k].mean(axis=0)
     figure = new_figure(WIDTH, 0.28 * len(classes) + 0.8)
     ax = new_axes(figure)[0, 0]
-    ax.imshow(squares.round().astype(np.uint8), aspect="auto")
+    absent = np.isnan(squares[..., 0])
+    ax.imshow(np.nan_to_num(squares, nan=255).round().astype(np.uint8), aspect="auto")
+    for k, i in np.argwhere(absent):
+        ax.text(i, k, "×", color="0.6", ha="center", va="center")
     ax.set_yticks(range(len(classes)), classes)
     ax.set(xlabel="picture", title=title)
     ax.grid(False)
