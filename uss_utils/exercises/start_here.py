@@ -1,4 +1,4 @@
-"""Exercise of ``00_start_here``."""
+"""Exercises of ``00_start_here``."""
 
 from collections.abc import Iterator
 
@@ -20,3 +20,12 @@ def pixel_accuracy() -> Iterator:
     label = torch.tensor([[0, 1, 1], [-1, 2, 2]])
     yield (label, label), 1.0
     yield (torch.tensor([[0, 1, 0], [2, 2, 0]]), label), 0.6
+
+
+@register("mask_iou")
+def mask_iou() -> Iterator:
+    """``f(pred, truth)``: overlap over union of two yes/no masks of one size."""
+    truth = torch.tensor([[True, True, False], [True, True, False]])
+    yield (truth, truth), 1.0
+    yield (truth.roll(1, dims=1), truth), 2 / 6
+    yield (~truth, truth), 0.0
