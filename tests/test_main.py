@@ -56,7 +56,14 @@ def test_download_of_a_set_that_is_not_downloaded(run):
 
 def test_environment_says_what_is_there(run):
     status, output = run("environment")
-    assert status == 0 and "torch" in output and "dense CRF" in output
+    assert status == 0 and "[OK]   torch" in output and "CRF" in output
+
+
+def test_environment_fails_where_something_is_missing(run, monkeypatch):
+    lines = ["[FAIL] timm is missing, run: pip", "1 thing to mend"]
+    monkeypatch.setattr("uss_utils.installation.check_environment", lambda: lines)
+    status, output = run("environment")
+    assert status == 1 and output.splitlines() == lines
 
 
 def test_absent_gpu(run, monkeypatch, tmp_path):

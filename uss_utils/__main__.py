@@ -30,13 +30,13 @@ Parameters = Annotated[
 
 @app.command()
 def environment() -> None:
-    """Say what this run stands on: versions, device, optional parts."""
-    from uss_utils import crf
-    from uss_utils.environment import report
+    """Say what is installed and what is missing: packages, weights, CRF, GPU."""
+    from uss_utils.installation import check_environment
 
-    typer.echo(report())
-    found = "yes" if crf.available() else "no: rows with CRF are left out"
-    typer.echo(f"dense CRF (pydensecrf2): {found}")
+    lines = check_environment()
+    typer.echo("\n".join(lines))
+    if any(line.startswith("[FAIL]") for line in lines):
+        raise typer.Exit(1)
 
 
 @app.command()
