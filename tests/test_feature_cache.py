@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.folders import read_only_folder
 from tests.toy_images import Toy
 from uss_utils import feature_cache, resumable
 from uss_utils.backbones import Backbone, load
@@ -169,6 +170,25 @@ def test_features_that_half_precision_cannot_hold(tmp_path):
         FeatureCache.build(wild, Toy(4), tmp_path)
 
 
+def test_features_that_are_not_finite(backbone, whole, tmp_path):
+    """One bad image in the middle: no cache, and the rerun with a good one is whole."""
+
+    class Bad(Toy):
+        def batch(self, indices):
+            image, label = super().batch(indices)
+            image[[int(i) == 31 for i in indices]] = torch.nan
+            return image, label
+
+    bad = Bad()
+    bad.fingerprint = Toy().fingerprint
+    with pytest.raises(ValueError, match="vit_tiny_random gives NaN .* for image 31"):
+        FeatureCache.build(backbone, bad, tmp_path, batch_size=BATCH)
+    with pytest.raises(FileNotFoundError, match="no finished feature cache"):
+        FeatureCache.open(tmp_path, backbone=backbone, dataset=Toy())
+    FeatureCache.build(backbone, Toy(), tmp_path, batch_size=BATCH)
+    assert content(tmp_path) == content(whole.folder)
+
+
 def test_images_of_two_sizes(backbone, tmp_path):
     class Mixed(Toy):
         def read(self, index):
@@ -201,6 +221,14 @@ def test_folder_that_cannot_be_made(backbone, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write .*file/cache.*set USS_DATA"):
         FeatureCache.build(backbone, Toy(3), tmp_path / "file" / "cache")
+
+
+def test_read_only_folder(backbone):
+    with read_only_folder() as folder:
+        for place in (folder, folder / "new"):
+            with pytest.raises(OSError, match="cannot write .*denied.*set USS_DATA to"):
+                FeatureCache.build(backbone, Toy(3), place)
+        assert not list(folder.iterdir())
 
 
 SCRIPT = """

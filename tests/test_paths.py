@@ -1,9 +1,11 @@
+import resource
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from tests.folders import read_only_folder
 from uss_utils import paths
 
 WRITER = """
@@ -73,8 +75,36 @@ def test_a_living_writer_is_left_alone(tmp_path):
     assert target.read_text() == "mine"
 
 
-def test_an_unwritable_place_is_an_os_error(tmp_path):
+def test_an_unwritable_place_says_which_and_what_to_do(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError), paths.atomic_file(tmp_path / "file" / "x"):
-        pass
+    message = "could not write .*file/x .*choose a folder you may write to .USS_DATA"
+    with pytest.raises(OSError, match=message):
+        with paths.atomic_file(tmp_path / "file" / "x"):
+            pytest.fail("entered")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["new", "new/folder/deep"])
+def test_a_read_only_folder(place):
+    with read_only_folder() as folder:
+        message = f"could not write {folder / place} .Permission denied"
+        with pytest.raises(OSError, match=message):
+            with paths.atomic_file(folder / place):
+                pytest.fail("entered")
+        assert not list(folder.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """The system refuses to let files grow beyond 100 bytes."""
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="could not write .*file.txt .File too large"):
+            with paths.atomic_file(target) as temporary:
+                temporary.write_text("new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -47,16 +47,10 @@ def save_tensors(
     # content should make equal files.
     header = {_KEY: json.dumps(envelope)}
     content = safetensors.torch.save(ready, metadata=header)
-    try:
-        with atomic_file(path) as temporary:
-            # Our own write: safetensors' save_file renames a temporary file of its
-            # own over the target, and reports a full disk as no OSError.
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise OSError(
-            f"could not write {path} ({error.strerror or error}). Whatever was there "
-            "before is untouched; free some space or choose a folder you may write to"
-        ) from error
+    with atomic_file(path) as temporary:
+        # Our own write: safetensors' save_file renames a temporary file of its own over
+        # the target, and reports a full disk as no OSError.
+        temporary.write_bytes(content)
 
 
 def load_tensors(

@@ -194,7 +194,7 @@ def _write(
         "backbone_name": backbone.name,
         "sample": _sample(writer.partial),
     }
-    with explained(folder / RECORD), atomic_file(folder / RECORD) as path:
+    with atomic_file(folder / RECORD) as path:
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     writer.finish()
 

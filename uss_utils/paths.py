@@ -74,25 +74,39 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         path: the file to create or replace; missing folders are made.
 
     Raises:
-        OSError: the folder is read-only or the disk is full (``path`` is untouched).
+        OSError: the folder is read-only or the disk is full; the message names
+            ``path``, which is untouched, and what to do.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
-    handle, name = tempfile.mkstemp(
-        prefix=f".tmp-{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        temporary = _beside(path)
         yield temporary
         # A rename is only durable once the content is: sync before replacing.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"could not write {path} ({error.strerror or error}). Whatever was there "
+            "before is untouched; free some space, or choose a folder you may write "
+            "to (USS_DATA and USS_RUNS name other places for data and results)"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """An empty temporary file in the folder of ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
+    handle, name = tempfile.mkstemp(
+        prefix=f".tmp-{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
+    )
+    os.close(handle)
+    return Path(name)
 
 
 def _clear_leftovers(path: Path) -> None:

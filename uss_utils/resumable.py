@@ -5,7 +5,6 @@ is safely on disk and what they belong to. The final name appears in one step, w
 everything is complete.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -80,7 +79,6 @@ class HalfArrayWriter:
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise OSError(
-                errno.ENOSPC,
                 f"{self.path} needs {needed / 1e6:.0f} MB more, but only "
                 f"{free / 1e6:.0f} MB are free; use fewer or smaller images, or set "
                 "USS_DATA to a folder on a larger disk",
@@ -118,9 +116,9 @@ class HalfArrayWriter:
         """One journal entry; the data reach the disk before it."""
         with explained(self.path):
             os.fsync(file.fileno())
-            entry = {"belongs_to": self.belongs_to, "done": self.done}
-            with atomic_file(self.journal) as path:
-                path.write_text(json.dumps(entry), encoding="utf-8")
+        entry = {"belongs_to": self.belongs_to, "done": self.done}
+        with atomic_file(self.journal) as path:
+            path.write_text(json.dumps(entry), encoding="utf-8")
 
     def finish(self) -> None:
         """Give the complete file its final name and drop the journal."""
@@ -143,9 +141,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            error.errno,
             f"cannot write {path} ({error.strerror or error}); free some space, or "
-            "set USS_DATA to a folder that can be written. What is safely written "
+            "set USS_DATA to a folder you may write to. What is safely written "
             "will be used by the next run",
         ) from error
 
