@@ -231,8 +231,8 @@ class RunState:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())  # torch's is spread over lines
             raise ValueError(
-                f"the checkpoint {self.path} is of another model ({reason}). Delete it, "
-                "or give another file"
+                f"the checkpoint {self.path} is of another model ({reason}). Delete "
+                "it, or give another file"
             ) from error
         own = state["draws"][self.accelerator.process_index]
         self.generator.set_state(own["run"])

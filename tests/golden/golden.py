@@ -1,4 +1,4 @@
-"""Where the recorded input/output pairs of the authors' functions lie, and how to read them."""
+"""Where the recorded pairs of the authors' functions lie, and how to read them."""
 
 import os
 from pathlib import Path
