@@ -10,6 +10,7 @@ from PIL import Image
 from uss_utils import figures, plots
 from uss_utils.datasets.transforms import normalise
 from uss_utils.environment import generator
+from uss_utils.metrics import Confusion
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
 CLASSES = ("road", "sky", "car")
@@ -216,6 +217,11 @@ class TestCharts:
         assert len(ax.patches) == 6
         with pytest.raises(ValueError, match="expected 3 values"):
             plots.iou_bars([0.1], CLASSES)
+
+    def test_iou_bars_of_scores(self):
+        scores = Confusion.from_matrix(torch.tensor([[2, 0, 0], [0, 1, 0], [2, 0, 0]]))
+        figure = plots.iou_bars({"a": scores.scores("identity")}, CLASSES)
+        assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 100, 0]
 
     def test_class_bands_fill_every_row(self):
         counts = torch.tensor([[2, 2, 0], [1, 1, 2], [0, 0, 0]])

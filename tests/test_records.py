@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.folders import read_only_folder
 from tests.models import Stripes, grey_model
 from uss_utils.evaluation import EvalProtocol, evaluate
 from uss_utils.records import (
     file_name,
     jsonable,
     leaderboard,
+    per_seed,
     read_records,
     scores,
     summarise,
@@ -87,9 +89,18 @@ def test_a_failed_write_leaves_nothing(tmp_path, base, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    message = "could not write .*grey_test.*json .No space left.*USS_RUNS"
+    with pytest.raises(OSError, match=message):
         write_record(base, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_folder(base):
+    with read_only_folder() as folder:
+        for place in (folder, folder / "records"):
+            with pytest.raises(OSError, match="could not write .*Permission denied"):
+                write_record(base, place)
+        assert not list(folder.iterdir())
 
 
 def test_unreadable_records_are_named(tmp_path, base):
@@ -114,6 +125,18 @@ def test_scores_have_dotted_names(base):
     assert found["linear.acc"] == 100
     assert len(found) == 6
     assert scores(evaluate(grey_model(), Stripes(labels=False))) == {}
+
+
+def test_one_score_per_seed_by_name(base):
+    runs = [changed(base, 0, 10.0), changed(base, 1, 12.0)]
+    runs.append(changed(base, 0, 7.0, name="other"))
+    assert per_seed(runs, "cluster.train.miou") == {
+        base["name"]: [10.0, 12.0],
+        "other": [7.0],
+    }
+    del runs[0]["linear"]
+    assert per_seed(runs[:2], "linear.miou") == {base["name"]: [100.0]}
+    assert per_seed(runs, "crf.linear.miou") == {}
 
 
 def test_mean_and_sample_deviation_over_seeds(base):

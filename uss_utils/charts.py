@@ -169,14 +169,17 @@ def iou_bars(
     """IoU of every class, for one method or several side by side.
 
     Args:
-        iou: shape (K,), or name of a method -> (K,); in [0, 1] or percent, NaN or None
-            where a class does not occur.
+        iou: shape (K,), or name of a method -> (K,) or its ``Scores``; in [0, 1] or
+            percent, NaN or None where a class does not occur.
         classes: K names.
         palette: uint8 (K, 3), the bars' colours when there is one method.
         title: the finding.
     """
     table = iou if isinstance(iou, Mapping) else {"": iou}
-    table = {k: np.array(to_numpy(v), dtype=float) for k, v in table.items()}
+    table = {
+        k: np.array(to_numpy(getattr(v, "iou", v)), dtype=float)
+        for k, v in table.items()
+    }
     wrong = {k: v.shape for k, v in table.items() if v.shape != (len(classes),)}
     if wrong:
         raise ValueError(f"expected {len(classes)} values per method, got {wrong}")

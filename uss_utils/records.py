@@ -126,6 +126,25 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def per_seed(records: Iterable[dict[str, Any]], score: str) -> dict[str, list[float]]:
+    """One score of every record, gathered by the records' names.
+
+    Args:
+        records: seeds of one or several models.
+        score: a name of :func:`scores`.
+
+    Returns:
+        Name of a model -> values in the order of the records; models without this score
+        are left out.
+    """
+    found: dict[str, list[float]] = {}
+    for record in records:
+        value = scores(record).get(score)
+        if value is not None:
+            found.setdefault(record["name"], []).append(value)
+    return found
+
+
 def summarise(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and spread over seeds, one row per kind of run.
 
