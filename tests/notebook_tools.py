@@ -133,7 +133,8 @@ def checked(notebook: nbformat.NotebookNode) -> dict[str, str]:
     found = {}
     for cell in code_cells(notebook):
         for node in ast.walk(ast.parse(_without_magics(cell.source))):
-            if isinstance(node, ast.Call) and _called(node) == "check":
+            # A plain name: ``datasets.check`` looks for files.
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "check":
                 name, attempt = node.args
                 found[name.value] = ast.unparse(attempt)
     return found
@@ -212,10 +213,6 @@ def differences(committed: dict, fresh: dict) -> list[str]:
         if not close:
             found.append(f"{name}: committed {was}, fresh {now}")
     return found
-
-
-def _called(node: ast.Call) -> str:
-    return getattr(node.func, "attr", getattr(node.func, "id", ""))
 
 
 def _without_magics(source: str) -> str:
