@@ -152,6 +152,19 @@ def test_over_clustering():
     assert (model.cluster_to_class < 0).sum() == 2
 
 
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_labels_that_are_ignored_nearly_everywhere(labelled):
+    data = grey_set(3)
+    image, label = data.read(0)
+    label = np.where(np.arange(label.size).reshape(label.shape) < labelled, 0, -1)
+    data.read = lambda i: (image, label)
+    with pytest.raises(ValueError, match="none of 16 random pixels .* Check the label"):
+        kmeans.train(smoke(probe_pixels=16), data)
+    if not labelled:
+        with pytest.raises(ValueError, match="stripes train: .*all pixels are ignored"):
+            kmeans.train(smoke(steps=0), data)
+
+
 def test_features_that_are_not_finite(sets):
     model = kmeans.build(smoke(), sets[0])
     feat = torch.randn(2, 192, 4, 4)

@@ -154,7 +154,8 @@ def fit(segmenter: Segmenter, cfg: Config, feat: Tensor, label: Tensor | None) -
         label: their labels, integers (N, H, W); None: no linear probe.
 
     Raises:
-        ValueError: fewer patches than clusters, or features that are not finite.
+        ValueError: fewer patches than clusters, features that are not finite, or labels
+            that are ignored nearly everywhere.
     """
     device = segmenter.device
     draw = generator(cfg.seed)
@@ -214,6 +215,12 @@ def _linear_probe(
         )
     ]
     rows, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not len(rows):
+        raise ValueError(
+            f"none of {cfg.probe_pixels} random pixels of each training image has a "
+            "label: all of them, or nearly all, are ignored. Check the label ids, or "
+            "leave the linear probe out with steps=0"
+        )
     mean, directions = _conditioned(rows)
     probe = fit_linear_probe(
         *tiles((rows - mean) @ directions, classes, draw),
