@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from uss_utils.batches import Batches, ahead, batch_indices, mix_seed
+from uss_utils.batches import Batches, ahead, batch_indices, in_order, mix_seed
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,26 @@ def test_ahead_fetches_so_many_and_stops_when_closed():
     next(results)
     results.close()
     assert len(fetched) <= 3
+
+
+@pytest.mark.parametrize("start", [0, 4, 10])
+def test_in_order_gives_every_item_once(start):
+    found = list(in_order(lambda items: [10 * i for i in items], 10, 4, start))
+    assert [i for items, _ in found for i in items] == list(range(start, 10))
+    assert [v for _, values in found for v in values] == list(
+        range(10 * start, 100, 10)
+    )
+    assert all(len(items) == 4 for items, _ in found[:-1])
+
+
+def test_in_order_reads_one_batch_ahead_and_stops_when_closed():
+    asked = []
+    results = in_order(asked.append, 100, 1)
+    next(results)
+    results.close()
+    assert len(asked) <= 2
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        next(in_order(asked.append, 100, 0))
 
 
 def test_seeds_of_differing_numbers_differ():

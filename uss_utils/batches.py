@@ -1,8 +1,9 @@
-"""The order of the data, and fetching it."""
+"""Batches of data: shuffled for training, one after another for everything else."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from typing import Any
 
@@ -120,3 +121,27 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    read: Callable[[range], Any], n: int, batch_size: int, start: int = 0
+) -> Iterator[tuple[range, Any]]:
+    """All items, batch by batch; the next one is read while one is in use.
+
+    Args:
+        read: called with consecutive items, in one background thread.
+        n: number of items.
+        batch_size: items per batch; the last one may be smaller.
+        start: first item.
+
+    Returns:
+        Pairs of the items and what ``read`` returned for them.
+
+    Raises:
+        ValueError: the batch size is below 1 (raised by the first batch).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    parts = [range(i, min(i + batch_size, n)) for i in range(start, n, batch_size)]
+    with closing(ahead(lambda i: read(parts[i]), 0, len(parts), threads=1)) as coming:
+        yield from zip(parts, coming, strict=True)

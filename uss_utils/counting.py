@@ -3,15 +3,15 @@
 Evaluation turns these counts into scores (:mod:`uss_utils.evaluation`).
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from uss_utils.batches import in_order
 from uss_utils.crf import CRFPool, dense_crf_batch
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.metrics import Confusion
@@ -124,7 +124,8 @@ def count(
         bar = tqdm(total=len(dataset), desc=title, unit="img", disable=not progress)
         stack.enter_context(bar)
         pool = stack.enter_context(CRFPool()) if crf_images else None
-        for rows, image, label in _batches(dataset, batch_size):
+        batches = in_order(dataset.batch, len(dataset), batch_size)
+        for rows, (image, label) in stack.enter_context(closing(batches)):
             image, label = image.to(device), label.to(device)
             known = None if feat is None else feat[rows.start : rows.stop].to(device)
             found = _features(segmenters[0], image, known, protocol.flip)
@@ -139,23 +140,6 @@ def count(
                     _add_sharp(tally.crf, model, *part, protocol, pool)
             bar.update(len(rows))
     return tallies
-
-
-def _batches(
-    dataset: SegmentationDataset, batch_size: int
-) -> Iterator[tuple[range, Tensor, Tensor]]:
-    """Positions, images and labels; the next batch is read while one is in use."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    n = len(dataset)
-    chunks = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-    with ThreadPoolExecutor(1) as reader:
-        upcoming = reader.submit(dataset.batch, chunks[0]) if chunks else None
-        for index, rows in enumerate(chunks):
-            image, label = upcoming.result()
-            if index + 1 < len(chunks):
-                upcoming = reader.submit(dataset.batch, chunks[index + 1])
-            yield rows, image, label
 
 
 def _features(

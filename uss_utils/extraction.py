@@ -1,17 +1,16 @@
 """Dense features of many images: one loop for memory and for the disk cache."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.environment import pick_device
 from uss_utils.frozen import Frozen
-
-Read = Callable[[range], Tensor]
 
 
 def extract(
@@ -73,17 +72,15 @@ def feature_batches(
     n = len(images)
     if n == 0:
         raise ValueError("there is no image to extract features from")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = device_of(backbone) if device is None else pick_device(str(device))
     backbone.to(device)
     half = autocast and device.type == "cuda"
-    chunks = [range(i, min(i + batch_size, n)) for i in range(start, n, batch_size)]
+    batches = in_order(_reader(images), n, batch_size, start)
     bar = tqdm(
         total=n, initial=start, desc="features", unit="img", disable=not progress
     )
-    with bar:
-        for rows, batch in _prefetched(_reader(images), chunks):
+    with bar, closing(batches):
+        for rows, batch in batches:
             with torch.autocast(device.type, enabled=half):
                 feat = backbone.features(batch.to(device)).float().cpu()
             _check_finite(feat, rows, backbone.name)
@@ -96,21 +93,10 @@ def device_of(backbone: Frozen) -> torch.device:
     return next((p.device for p in backbone.parameters()), torch.device("cpu"))
 
 
-def _reader(images: Tensor | SegmentationDataset) -> Read:
+def _reader(images: Tensor | SegmentationDataset) -> Callable[[range], Tensor]:
     if isinstance(images, Tensor):
         return lambda rows: images[rows.start : rows.stop]
     return lambda rows: images.batch(rows)[0]
-
-
-def _prefetched(read: Read, chunks: list[range]) -> Iterator[tuple[range, Tensor]]:
-    """Batches in order, each read by one thread while the last one is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(read, chunks[0]) if chunks else None
-        for index, rows in enumerate(chunks):
-            batch = upcoming.result()
-            if index + 1 < len(chunks):
-                upcoming = pool.submit(read, chunks[index + 1])
-            yield rows, batch
 
 
 def _check_finite(feat: Tensor, rows: range, name: str) -> None:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
 
 TILE = 8
@@ -64,8 +65,8 @@ def sample_pixels(
 
 def labels(dataset: SegmentationDataset, batch_size: int = 32) -> Tensor:
     """All labels of a set, int16 (N, H, W): a quarter of the memory of int64."""
-    chunks = torch.arange(len(dataset)).split(batch_size)
-    return torch.cat([dataset.batch(chunk)[1].to(torch.int16) for chunk in chunks])
+    parts = in_order(dataset.batch, len(dataset), batch_size)
+    return torch.cat([label.to(torch.int16) for _, (_, label) in parts])
 
 
 def tiles(
