@@ -56,7 +56,7 @@ test: install
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
 lab: install
-	$(RUN) -m jupyter lab --notebook-dir=notebooks
+	$(RUN) -m jupyterlab --ServerApp.root_dir=notebooks
 
 notebooks: install
 	@$(RUN) -m uss_utils notebooks
