@@ -116,14 +116,8 @@ def load(
     if name != "vit_tiny_random":
         path = _weight_file(name, weights)
         fit(vit, read_weights(path), str(path), name)
-    backbone = Backbone(
-        vit,
-        name,
-        position=position,
-        untrained=name == "vit_tiny_random",
-        weights=None if weights is None else str(weights),
-    )
-    return backbone.to(place)
+    untrained = name == "vit_tiny_random"
+    return Backbone(vit, name, position=position, untrained=untrained).to(place)
 
 
 def _timm_vit(name: str) -> torch.nn.Module:

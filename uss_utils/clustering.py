@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uss_utils.pca import PCA
-from uss_utils.rows import as_float, check_finite, slices
+from uss_utils.rows import as_float, check_finite, check_metric, slices
 
 __all__ = ["PCA", "KMeans", "assign", "kmeans"]
 
-METRICS = ("cosine", "euclidean")
 SEED_SAMPLE = 256  # rows per cluster among which k-means++ looks for the start
 SAME = 1e-10  # squared distance, relative to the squared length, of "the same point"
 
@@ -118,7 +117,7 @@ def assign(x: Tensor, centroids: Tensor, metric: str = "cosine") -> Tensor:
     Raises:
         ValueError: unknown metric or sizes that do not fit.
     """
-    _check_metric(metric)
+    check_metric(metric)
     if x.dim() != 2 or centroids.dim() != 2 or x.shape[1] != centroids.shape[1]:
         raise ValueError(
             f"rows {tuple(x.shape)} and centroids {tuple(centroids.shape)} do not fit; "
@@ -137,7 +136,7 @@ def assign(x: Tensor, centroids: Tensor, metric: str = "cosine") -> Tensor:
 
 
 def _checked(x, k, metric, restarts, iterations, batch_size, init) -> Tensor:
-    _check_metric(metric)
+    check_metric(metric)
     if x.dim() != 2:
         raise ValueError(
             f"kmeans expects rows of shape (N, D), got {tuple(x.shape)}; turn a "
@@ -161,11 +160,6 @@ def _checked(x, k, metric, restarts, iterations, batch_size, init) -> Tensor:
     x = as_float(x)
     check_finite(x)
     return x
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
 
 
 def _normal_form(x: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:

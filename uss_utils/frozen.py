@@ -51,7 +51,6 @@ class Frozen(nn.Module):
         position: how the position table is resampled; "rotary" or "none" where there is
             no table.
         untrained: its weights are random.
-        weights: the file the user gave, or None.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Frozen(nn.Module):
     prefix: int = 0
     position: str = "none"
     untrained: bool = False
-    weights: str | None = None
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stay in eval mode, whatever is asked: a frozen backbone has no other."""

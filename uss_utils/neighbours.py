@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uss_utils.rows import check_finite
+
 
 def global_descriptors(feat: Tensor) -> Tensor:
     """One unit vector per image: the direction of its mean feature.
@@ -40,8 +42,7 @@ def nearest(descriptors: Tensor, k: int, chunk: int = 1000) -> tuple[Tensor, Ten
     n = len(descriptors)
     if not 1 <= k <= n:
         raise ValueError(f"cannot list {k} nearest of {n} images; use k in 1..{n}")
-    if not bool(torch.isfinite(descriptors).all()):
-        raise ValueError("descriptors contain NaN or infinite values")
+    check_finite(descriptors)
     indices = torch.empty(n, k, dtype=torch.int64, device=descriptors.device)
     cosines = torch.empty(n, k, dtype=descriptors.dtype, device=descriptors.device)
     for start in range(0, n, chunk):

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uss_utils.rows import as_float, check_metric
+
 EPS = 1e-12  # smallest norm a vector is divided by
-METRICS = ("cosine", "euclidean")
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,7 +33,7 @@ def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         float32 (float64 stays), shape (B, K, H, W).
     """
-    x = x if x.dtype == torch.float64 else x.float()
+    x = as_float(x)
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     # Under autocast the products would round the weights to 8 bits.
@@ -71,8 +72,7 @@ class ClusterProbe(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+        check_metric(metric)
         self.metric = metric
         self.clusters = nn.Parameter(
             torch.randn(n_clusters, dim, generator=generator)  # free norm

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+METRICS = ("cosine", "euclidean")  # how rows are compared
 SLICE = 4096  # rows per product: such a slice stays in a CPU's cache
 GPU_SLICE = 1 << 18
 
@@ -12,6 +13,16 @@ GPU_SLICE = 1 << 18
 def as_float(x: Tensor) -> Tensor:
     """float64 stays, everything else becomes float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is not in :data:`METRICS`.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
 
 
 def check_finite(x: Tensor) -> None:

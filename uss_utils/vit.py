@@ -31,7 +31,6 @@ class Backbone(Frozen):
             antialias; for DINOv2 with registers the plain antialiased resize its code
             uses. "timm": timm's antialiased resize. No effect on rotary positions.
         untrained: the weights are random.
-        weights: the file they came from, if the user gave one.
 
     Raises:
         ValueError: not a plain ViT, or an unknown ``position``.
@@ -44,7 +43,6 @@ class Backbone(Frozen):
         *,
         position: str = "released",
         untrained: bool = False,
-        weights: str | None = None,
     ):
         super().__init__()
         check_plain(vit, name)
@@ -53,7 +51,7 @@ class Backbone(Frozen):
                 f"unknown position {position!r}; known: {', '.join(POSITIONS)}"
             )
         self.vit = vit
-        self.name, self.untrained, self.weights = name, untrained, weights
+        self.name, self.untrained = name, untrained
         self.dim, self.depth = vit.embed_dim, len(vit.blocks)
         self.patch = vit.patch_embed.patch_size[0]
         self.heads = vit.blocks[-1].attn.num_heads
