@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from uss_utils import publishing, teaching
+from uss_utils import notebooks, publishing, teaching
 from uss_utils.course import Result, run
 from uss_utils.paths import notebooks_dir
 from uss_utils.records import jsonable
@@ -123,7 +123,7 @@ def _outputs(notebook: nbformat.NotebookNode) -> Iterator[str]:
             if publishing.WIDGET in output.get("data", {}):
                 yield f"cell {i} holds a widget view"
     try:
-        teaching.read_record(notebook)
+        notebooks.read_record(notebook)
     except ValueError as error:
         yield str(error)
 

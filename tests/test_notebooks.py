@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tests import notebook_tools as tools
-from uss_utils import publishing, teaching
+from uss_utils import notebooks, publishing
 from uss_utils.paths import repo_root, runs_dir
 
 QUICK = 45
@@ -67,7 +67,7 @@ def test_smoke_run(path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_committed_numbers_are_those_of_a_fresh_run(path, tmp_path):
-    committed = teaching.read_record(path)
+    committed = notebooks.read_record(path)
     fresh = _fresh_record(path)
     if fresh is None:
         seconds = committed.get("seconds")
@@ -94,7 +94,7 @@ def _fresh_record(path: Path) -> dict | None:
         [cell.source for cell in tools.code_cells(tools.read(file))]
         for file in (path, run)
     )
-    return teaching.read_record(run) if committed == fresh else None
+    return notebooks.read_record(run) if committed == fresh else None
 
 
 GOOD = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from uss_utils import exercises, teaching
+from uss_utils import exercises, notebooks, teaching
 from uss_utils.metrics import Confusion
 
 
@@ -124,12 +124,12 @@ class TestRecord:
     def test_read_back_from_a_file(self, tmp_path):
         path = tmp_path / "a.ipynb"
         nbformat.write(notebook_with({"miou": 3}), path)
-        assert teaching.read_record(path) == {"miou": 3}
+        assert notebooks.read_record(path) == {"miou": 3}
 
     @pytest.mark.parametrize("n", [0, 2])
     def test_not_exactly_one(self, n):
         with pytest.raises(ValueError, match=f"holds {n} records"):
-            teaching.read_record(notebook_with(*[{"a": 1}] * n))
+            notebooks.read_record(notebook_with(*[{"a": 1}] * n))
 
 
 @pytest.fixture

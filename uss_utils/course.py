@@ -22,9 +22,14 @@ from jupyter_client.kernelspec import KernelSpec
 
 from uss_utils import pages, publishing
 from uss_utils.memory import PeakMemory
-from uss_utils.notebooks import find, injected, parameters_of, parse_parameters
+from uss_utils.notebooks import (
+    find,
+    injected,
+    parameters_of,
+    parse_parameters,
+    read_record,
+)
 from uss_utils.paths import atomic_file, repo_root, runs_dir, weights_dir
-from uss_utils.teaching import read_record
 
 __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
 

@@ -1,4 +1,4 @@
-"""Which notebooks there are, and which parameters they know."""
+"""Which notebooks there are, which parameters they know and what they recorded."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,8 @@ from typing import Any
 import nbformat
 
 from uss_utils.paths import notebooks_dir
+
+RECORD_MARK = "uss_record"  # marks the output that holds a notebook's numbers
 
 
 def find(names: Sequence[str | Path] | None = None) -> list[Path]:
@@ -102,3 +104,27 @@ def injected(paths: Sequence[Path], parameters: Mapping[str, Any]) -> list[dict]
         {name: v for name, v in parameters.items() if name in own and own[name] != v}
         for own in known.values()
     ]
+
+
+def read_record(notebook: str | Path | nbformat.NotebookNode) -> dict[str, Any]:
+    """What the executed notebook recorded.
+
+    Raises:
+        ValueError: it recorded nothing, or more than once.
+    """
+    name = "the notebook"
+    if not isinstance(notebook, nbformat.NotebookNode):
+        name = Path(notebook).name
+        notebook = nbformat.read(notebook, as_version=4)
+    found = [
+        output.data["application/json"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.get("metadata", {}).get(RECORD_MARK)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{name} holds {len(found)} records, expected one: call record(...) once, "
+            "in the last code cell, and execute the notebook to its end"
+        )
+    return found[0]

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import torch
 from IPython.display import Markdown, display
 
 from uss_utils import exercises
 from uss_utils.metrics import Scores
+from uss_utils.notebooks import RECORD_MARK
 from uss_utils.paths import repo_root
 from uss_utils.records import jsonable, markdown_table
 
-RECORD_MARK = "uss_record"
 LONGEST_VALUE = 120
 
 
@@ -119,7 +118,8 @@ def _cell(value: Any) -> str:
 def record(**values: Any) -> None:
     """Record a notebook's numbers: one JSON output that programs read back.
 
-    Called once, in the last code cell; :func:`read_record` and the tests read it.
+    Called once, in the last code cell; the course's summary and the tests read it with
+    :func:`uss_utils.notebooks.read_record`.
     By convention ``seconds`` and ``peak_mb`` are what may differ between two runs.
     Arrays and tensors become lists and numbers, NaN becomes null.
 
@@ -143,30 +143,6 @@ def record(**values: Any) -> None:
         raw=True,
         metadata={RECORD_MARK: True},
     )
-
-
-def read_record(notebook: str | Path | nbformat.NotebookNode) -> dict[str, Any]:
-    """What the executed notebook recorded.
-
-    Raises:
-        ValueError: it recorded nothing, or more than once.
-    """
-    name = "the notebook"
-    if not isinstance(notebook, nbformat.NotebookNode):
-        name = Path(notebook).name
-        notebook = nbformat.read(notebook, as_version=4)
-    found = [
-        output.data["application/json"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.get("metadata", {}).get(RECORD_MARK)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{name} holds {len(found)} records, expected one: call record(...) once, "
-            "in the last code cell, and execute the notebook to its end"
-        )
-    return found[0]
 
 
 @dataclass(frozen=True)
