@@ -1,0 +1,89 @@
+"""How the package hangs together: arrows point one way, imports do nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import uss_utils
+
+ROOT = Path(uss_utils.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in ROOT.glob("**/*.py")
+}
+# What draws, listens or teaches; notebooks bring it in, programs never do.
+FIGURES = {"charts", "colours", "diagrams", "figures", "plots"}
+NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever the statement stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        parts = [name.split(".")[1:] for name in names if name.startswith("uss_utils.")]
+        found |= {".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)}
+    return found & MODULES.keys() | {name for name in found if name == "methods"}
+
+
+def test_the_reader_of_imports_finds_them():
+    assert {"segmenter", "backbones", "methods.config"} <= imported(
+        MODULES["methods.kmeans"]
+    )
+    assert "methods.kmeans" in imported(MODULES["__main__"])
+
+
+def test_shared_rooms_know_no_method():
+    for name in MODULES:
+        if not name.startswith(("methods.", "__main__")):
+            assert not {n for n in imported(MODULES[name]) if "methods" in n}, name
+
+
+def test_methods_do_not_know_each_other():
+    methods = {n for n in MODULES if n.startswith("methods.")} - {"methods.config"}
+    for name in methods:
+        assert not imported(MODULES[name]) & (methods - {name})
+
+
+def test_programs_neither_draw_nor_teach():
+    for name in MODULES.keys() - NOTEBOOKS_ONLY:
+        assert not imported(MODULES[name]) & NOTEBOOKS_ONLY, name
+
+
+IMPORT_ALL = """
+import importlib, os, random, socket, sys
+import numpy, torch
+
+def refused(*args, **options):
+    raise AssertionError("an import opened a connection")
+
+socket.socket.connect = refused
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+drawn = random.random(), numpy.random.rand(), torch.rand(1).item()
+random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+assert drawn == (random.random(), numpy.random.rand(), torch.rand(1).item())
+assert not torch.cuda.is_initialized()
+assert os.listdir() == [], os.listdir()
+"""
+
+
+def test_imports_do_no_work(tmp_path):
+    """No draw, no seed, no device, no download, no file, nothing printed."""
+    names = ["uss_utils." + name.removesuffix(".__init__") for name in MODULES]
+    names = [name for name in names if not name.endswith(("__main__", "__init__"))]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *names],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
