@@ -206,7 +206,7 @@ def main() -> None:
     """Run a command; turn a user's mistake into one line."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         if os.environ.get("USS_DEBUG"):
             raise
         sys.exit(f"error: {error}")
