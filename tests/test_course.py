@@ -284,6 +284,14 @@ class TestFormulas:
         assert text == r"<code>\begin{aligned} a &lt; b \end{aligned}</code>"
 
 
+def test_solutions_stay_collapsed_on_the_page(tmp_path):
+    source = "<details><summary>Solution</summary>\n\n```python\nsolved = 1\n```\n\n</details>"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    page = pages.notebook_html(tmp_path / "a.ipynb")
+    assert page.index("<details>") < page.index("solved") < page.index("</details>")
+
+
 def executed(path, tmp_path, *outputs):
     """The notebook at ``path`` as if its only code cell had given ``outputs``."""
     notebook = nbformat.read(path, as_version=4)

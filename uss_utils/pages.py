@@ -127,15 +127,17 @@ def _section(result: Any) -> str:
 
 
 def notebook_html(path: Path) -> str:
-    """An executed notebook as HTML fragment, pictures and formulas inside."""
+    """An executed notebook as HTML fragment, its figures and formulas inside.
+
+    Pictures that its text links to are not taken along.
+    """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = formulas(cell.source)
-    exporter = HTMLExporter(template_name="basic", embed_images=True)
-    body, _ = exporter.from_notebook_node(
-        notebook, resources={"metadata": {"path": str(path.parent)}}
-    )
+    # Embedding linked pictures too would close every <details> before its content:
+    # the solutions of the exercises would lie open.
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
     # Links between notebooks become jumps within the page.
     return re.sub(r'href="(?:\./)?([\w-]+)\.ipynb"', r'href="#\1"', body)
 
