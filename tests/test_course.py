@@ -285,7 +285,8 @@ class TestFormulas:
 
 
 def test_solutions_stay_collapsed_on_the_page(tmp_path):
-    source = "<details><summary>Solution</summary>\n\n```python\nsolved = 1\n```\n\n</details>"
+    code = "```python\nsolved = 1\n```"
+    source = f"<details><summary>Solution</summary>\n\n{code}\n\n</details>"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
     nbformat.write(notebook, tmp_path / "a.ipynb")
     page = pages.notebook_html(tmp_path / "a.ipynb")
