@@ -74,9 +74,12 @@ def available() -> bool:
     try:
         import pydensecrf.densecrf  # noqa: F401
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
-        warnings.warn(
+        # Without the caller's file: in a notebook that is a path of this machine.
+        warnings.warn_explicit(
             f"no CRF rows: pydensecrf cannot be imported ({error}); {INSTALL}",
-            stacklevel=2,
+            UserWarning,
+            filename="uss_utils/crf.py",
+            lineno=0,
         )
         return False
     return True
