@@ -382,6 +382,20 @@ def test_damaged_files(tmp_path):
         load("vit_tiny", weights=tmp_path / "empty.pth")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_cut_off_anywhere(tmp_path, zipped):
+    """The older format, in which DINO was published, is a bare pickle."""
+    path = tmp_path / "cut.pth"
+    state = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert vit_weights.read_weights(path).keys() == state.keys()
+    content = path.read_bytes()
+    for size in range(0, len(content), 13):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="cut.pth is damaged, or holds more"):
+            vit_weights.read_weights(path)
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     class Payload:
         def __reduce__(self):

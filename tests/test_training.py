@@ -298,6 +298,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert len(names) == (where == "write")
     assert_same(run(path), uninterrupted)
     assert load_tensors(path)[1]["step"] == STEPS
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_finished_run_is_loaded_not_repeated(tmp_path, uninterrupted):

@@ -1,7 +1,6 @@
 """Weights of vision transformers: where they come from and whether they fit."""
 
 import argparse
-import pickle
 import threading
 import urllib.error
 import urllib.request
@@ -62,7 +61,9 @@ def _read_pth(path: Path) -> dict:
         # DINO's full checkpoints carry their command line, a harmless namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged pickles fail in every way
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and was refused, because "
             "reading it would run code from the file. If you trust it, save its state "
