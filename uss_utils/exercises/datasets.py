@@ -9,11 +9,13 @@ from uss_utils.exercises import register
 
 @register("remap")
 def remap() -> Iterator:
-    """``f(ids, table)``: ids 0..255 to classes by lookup; 255 and unknown to -1."""
-    table = np.full(256, -1)
+    """``f(ids, table)``: ids to classes by lookup; an id beyond the table to -1."""
+    table = np.full(34, -1)
     table[[7, 8, 26]] = [0, 0, 1]
-    ids = np.array([[7, 8, 26], [255, 3, 7]], dtype=np.uint8)
+    ids = np.array([[7, 8, 26], [33, 3, 7]], dtype=np.uint8)
     yield (ids, table), np.array([[0, 0, 1], [-1, -1, 0]])
+    beyond = np.array([[7, 255, 26], [34, 8, 200]], dtype=np.uint8)
+    yield (beyond, table), np.array([[0, -1, 1], [-1, 0, -1]])
 
 
 @register("colour_in")
@@ -28,7 +30,13 @@ def colour_in() -> Iterator:
 
 @register("centre_crop")
 def centre_crop() -> Iterator:
-    """``f(image, size)``: the central square of an (H, W, 3) image."""
+    """``f(image, size)``: the central square of an (H, W, 3) image.
+
+    The last case needs Python's rounding of halves: (7 - 4) / 2 begins at 2 and
+    (9 - 4) / 2 at 2 too.
+    """
     image = np.arange(6 * 8 * 3).reshape(6, 8, 3)
     yield (image, 4), image[1:5, 2:6]
     yield (image, 6), image[:, 1:7]
+    odd = np.arange(7 * 9 * 3).reshape(7, 9, 3)
+    yield (odd, 4), odd[2:6, 2:6]
