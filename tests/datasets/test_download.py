@@ -234,6 +234,26 @@ def test_flipped_bit_in_the_archive(server, tiny_camvid, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("fault", ["File exists", "No space left on device"])
+def test_place_that_cannot_be_written(
+    server, tiny_camvid, tmp_path, monkeypatch, fault
+):
+    """The archive is kept, so that the next try downloads nothing."""
+
+    def full(*args):
+        raise OSError(28, fault)
+
+    target = tmp_path / "mine" / "camvid"
+    if fault == "File exists":
+        target.parent.write_text("in the way")
+    else:
+        monkeypatch.setattr(download.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match=f"could not unpack .*camvid .{fault}.*is kept"):
+        download.download_camvid(target)
+    assert [p.name for p in (tmp_path / "data").rglob("*.zip")] == ["camvid.zip"]
+    assert not target.exists() and len(server.requests) == 1
+
+
 def test_folder_with_something_else_in_it_is_left_alone(tiny_camvid, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

@@ -155,7 +155,8 @@ def fetch(name: str) -> Path:
             reasons.append(f"{url} ({error})")
     raise DownloadError(
         f"could not download {name}: tried {' and '.join(reasons)}. Check the network "
-        f"and run it again, or get the file by hand and save it as {target}"
+        f"(and that {folder} can be written) and run it again, or get the file by hand "
+        f"and save it as {target}"
     )
 
 
@@ -187,6 +188,7 @@ def download_camvid(root: str | Path | None = None) -> Path:
     Raises:
         FileExistsError: the folder holds something else or an incomplete set.
         DownloadError: the archive could not be had or is damaged.
+        OSError: the folder cannot be written, or the disk is full.
     """
     target = Path(root).expanduser() if root else paths.data_dir() / "camvid"
     if target.is_dir() and any(target.iterdir()):
@@ -199,6 +201,24 @@ def download_camvid(root: str | Path | None = None) -> Path:
         )
     print(announce("camvid"))
     archive = fetch("camvid")
+    try:
+        _install_camvid(archive, target)
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"could not unpack CamVid to {target} ({error.strerror or error}). Free "
+            "some space or give another --data-root, and run the command again: the "
+            "archive is kept until it is unpacked"
+        ) from error
+    # 180 MB that nobody needs twice.
+    archive.unlink()
+    print(f"CamVid: {_counted(target)} in {target}")
+    return target
+
+
+def _install_camvid(archive: Path, target: Path) -> None:
+    """Unpack the archive beside the target, count, and put all in place at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as folder:
         unpacked = Path(folder) / "CamVid"
@@ -216,10 +236,6 @@ def download_camvid(root: str | Path | None = None) -> Path:
         if target.is_dir():
             target.rmdir()
         unpacked.rename(target)
-    # 180 MB that nobody needs twice.
-    archive.unlink()
-    print(f"CamVid: {_counted(target)} in {target}")
-    return target
 
 
 def _extract_camvid(archive: Path, target: Path) -> None:
