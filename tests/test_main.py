@@ -66,6 +66,13 @@ def test_environment_fails_where_something_is_missing(run, monkeypatch):
     assert status == 1 and output.splitlines() == lines
 
 
+def test_misspelt_parameter_stops_before_any_notebook_runs(run, tmp_path):
+    status, output = run("course", "00", "-p", "SEEED=3")
+    assert status.startswith("error: unknown parameter SEEED; the notebooks know\n")
+    assert "PRESET, SEED" in status and output == ""
+    assert not (tmp_path / "runs").exists()
+
+
 def test_absent_gpu(run, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, _ = run("pretrain", "--out", tmp_path / "a.safetensors", "--device", "cuda")
