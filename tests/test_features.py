@@ -4,7 +4,12 @@ import torch.nn.functional as F
 
 from tests.toy_images import Toy
 from uss_utils.backbones import load
-from uss_utils.features import correspondence_heatmap, extract, sample_at
+from uss_utils.features import (
+    FeatureCache,
+    correspondence_heatmap,
+    extract,
+    sample_at,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,16 @@ def test_bad_arguments(backbone):
         extract(backbone, torch.zeros(0, 3, 16, 16))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         extract(backbone, torch.zeros(1, 3, 16, 16), batch_size=0)
+
+
+def test_cuda_asked_for_and_absent(backbone, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = "device 'cuda' was asked for, but torch sees no CUDA GPU"
+    with pytest.raises(ValueError, match=message):
+        extract(backbone, torch.zeros(1, 3, 16, 16), device="cuda")
+    with pytest.raises(ValueError, match=message):
+        FeatureCache.build(backbone, Toy(2), tmp_path, device="cuda")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_of_reading_reach_the_caller(backbone):

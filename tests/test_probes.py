@@ -200,6 +200,18 @@ def test_fitted_probe_reads_separable_codes():
     assert not any(p.requires_grad for p in probe.parameters())
 
 
+def test_the_probe_is_trained_on_the_device_asked_for(monkeypatch):
+    code, label = separable()
+    usual = fit_linear_probe(code, label, 3, steps=3, generator=generator(3))
+    named = fit_linear_probe(
+        code, label, 3, steps=3, generator=generator(3), device="cpu"
+    )
+    assert torch.equal(usual.weight, named.weight)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda' was asked for, but torch sees"):
+        fit_linear_probe(code, label, 3, device="cuda")
+
+
 def test_fit_is_repeatable_and_leaves_codes_alone():
     code, label = separable()
     code.requires_grad_()

@@ -233,9 +233,7 @@ def _write(results: list[Result], folder: Path, preset: str) -> None:
     print(f"look at {page}")
 
 
-def refresh(
-    notebooks: Sequence[str | Path] | None = None, timeout: int | None = CELL_TIMEOUT
-) -> list[Result]:
+def refresh(notebooks: Sequence[str | Path] | None = None) -> list[Result]:
     """Rewrite notebooks with the outputs of one clean run of their own parameters.
 
     A notebook that fails, or whose outputs must not be published (an absolute path, too
@@ -249,7 +247,7 @@ def refresh(
     folder = runs_dir() / "scenes"
     if notebooks is None:  # records of an older run must not mix with this one's
         shutil.rmtree(folder / "records", ignore_errors=True)
-    results = run(paths, preset="scenes", timeout=timeout)
+    results = run(paths, preset="scenes")
     for path, result in zip(paths, results, strict=True):
         if not result.ok:
             continue

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uss_utils.environment import pick_device
 from uss_utils.rows import as_float, check_metric
 
 EPS = 1e-12  # smallest norm a vector is divided by
@@ -227,16 +228,17 @@ def fit_linear_probe(
         lr: learning rate of Adam.
         batch_size: maps per step; maps are visited in shuffled epochs.
         generator: draws start and order; None uses torch's global generator.
-        device: where to compute; None = where the codes are.
+        device: where to compute ("auto" picks); None = where the codes are.
 
     Returns:
         The trained probe, on ``device``.
 
     Raises:
-        ValueError: counts differ, no pixel is labelled, or codes are not finite.
+        ValueError: counts differ, no pixel is labelled, codes are not finite, or the
+            device is absent.
     """
     _check_training_set(codes, labels, n_classes)
-    device = codes.device if device is None else torch.device(device)
+    device = codes.device if device is None else pick_device(str(device))
     probe = LinearProbe(codes.shape[1], n_classes, generator).to(device)
     optimiser = torch.optim.Adam(probe.parameters(), lr=lr)
     order = torch.empty(0, dtype=torch.int64)

@@ -23,15 +23,15 @@ _DECODE_ERRORS = (
 )
 
 
-def list_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files of a folder with one of the suffixes (any case), sorted by name.
+def list_files(folder: Path) -> list[Path]:
+    """Files of a folder that look like pictures by their suffix, sorted by name.
 
     Hidden files are left out: copies from a Mac carry ``._name.jpg`` twins.
     """
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 
 
