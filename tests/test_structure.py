@@ -1,6 +1,7 @@
 """How the package hangs together: arrows point one way, imports do nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,13 @@ def test_imports_do_no_work(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+def test_the_map_of_the_package_names_every_module():
+    named = set(re.findall(r"\w+", uss_utils.__doc__))
+    for name in MODULES:
+        folder, _, short = name.rpartition(".")
+        one_of_many = folder in ("exercises", "methods")
+        behind_scenes = folder == "datasets" and short.startswith("_")
+        if not (one_of_many or behind_scenes or short.startswith("__")):
+            assert short in named, f"{name} is missing in uss_utils/__init__.py"

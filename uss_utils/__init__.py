@@ -1,6 +1,72 @@
 """Shared code of the course on unsupervised semantic segmentation.
 
 Importing the package does no work: no seeds, no downloads, no device is picked.
+This is its map; begin reading where a star stands, the rest works behind those modules.
+Imports point one way: methods use the shared modules, never the reverse.
+
+Data
+    datasets *      load(name, split): the table of data sets
+      base, files     what every data set offers; sets made of image and label files
+      scenes          generated streets and aerial views, drawn by the _ modules
+      camvid, folder  CamVid's photographs; a folder of your own, labels optional
+      labels          label maps, class names, palettes
+      transforms      resizing, cropping, normalising, and back
+      inventory       what of a set is there, what is missing, the next step
+      download        fetching public sets
+    pictures        any picture of a user as RGB, and the size to work at
+    batches         shuffled batches for training, ordered ones for the rest
+    sampling        random patches and pixels of features and labels
+    shortcuts *     how far one clue gets: row, square, colour
+
+Backbone and features
+    backbones *     load(name): a frozen network, image to feat
+      frozen          what each of them promises; the controls "colour" and "row"
+      vit             vision transformers: one pass, many outputs
+      vit_weights     their weight files, checked; the model hub
+    features *      extract, FeatureCache, sample_at, correspondence_heatmap
+      extraction      the loop over the images
+      feature_cache   features on disk, fp16, memory-mapped, never stale
+      resumable       a large file that survives being killed
+    neighbours *    which images look alike
+    heads           maps from feat to code
+
+Grouping
+    clustering *    k-means: spherical, Euclidean, mini-batch
+    pca             principal components, whitening
+    probes *        cluster probe, linear probe, their maps at pixel resolution
+    rows            checks and slices of feature vectors
+
+Evaluation
+    evaluation *    evaluate(): one protocol, one record for every method
+      protocol        its switches
+      counting        one pass over the data
+      scoring         counts to scores, the parts of a record
+    metrics *       confusion, matching, IoU
+    crf             dense CRF, over the processes of _crf_worker
+    records *       results on disk, tables made from them
+    segmenter *     a trained model as one object
+    model_file      that object on disk
+
+Training
+    training *      fit(): the one loop
+      update          one step: loss, guard, clipping, optimisers
+      schedules       learning rates, averaged weights
+      history         figures of a run, and its progress
+      run_state       what a resumed run has to put back
+      checkpoints     tensors and JSON in one file, without pickle
+    pretraining *   the tiny ViT from unlabelled images; views: its augmentations
+    weights_card    the weights that ship, and the card that tells their story
+    methods *       one module per method; kmeans: the zeroth; config: presets
+
+Teaching and course
+    plots *         every figure; of charts, colours, figures; diagrams * explain
+    widgets *       controls around a drawing function
+    teaching *      show_source, record, check; exercises: what check knows
+    course          runs the notebooks; notebooks: which, with which parameters
+    pages           the page of a run; publishing: what of it is committed
+    memory          peak memory of a notebook's processes
+    environment *   device, seeds, versions; installation *: is all installed?
+    paths           the only builder of paths, and how files are replaced
 """
 
 __version__ = "0.1.0"
