@@ -63,6 +63,17 @@ def test_a_killed_writer_leaves_no_file_and_the_next_write_clears_up(tmp_path):
     assert list(tmp_path.iterdir()) == [target] and target.read_text() == "whole"
 
 
+def test_a_writer_on_another_machine_is_left_alone(tmp_path, monkeypatch):
+    target = tmp_path / "file.txt"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(paths.platform, "node", lambda: "another-machine")
+        elsewhere.setattr(paths.os, "getpid", lambda: 2**22 + 1)  # no process here
+        theirs = paths._beside(target)
+    with paths.atomic_file(target) as temporary:
+        temporary.write_text("mine")
+    assert sorted(tmp_path.iterdir()) == sorted([target, theirs])
+
+
 def test_a_living_writer_is_left_alone(tmp_path):
     target = tmp_path / "file.txt"
     command = [sys.executable, "-c", WRITER, str(target)]

@@ -6,7 +6,9 @@ downloads, caches) and ``USS_RUNS`` (what runs write).
 
 import glob
 import os
+import platform
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,18 +105,23 @@ def _beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path)
     handle, name = tempfile.mkstemp(
-        prefix=f".tmp-{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
+        prefix=f"{_mark()}{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
     )
     os.close(handle)
     return Path(name)
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove temporary files of ``path`` whose writer no longer lives."""
-    for leftover in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
-        writer = leftover.name.split("-", 2)[1]
+    """Remove temporary files of ``path`` whose writer on this machine is dead."""
+    for leftover in path.parent.glob(f"{_mark()}*-{glob.escape(path.name)}"):
+        writer = leftover.name.removeprefix(_mark()).partition("-")[0]
         if writer.isdecimal() and not _alive(int(writer)):
             leftover.unlink(missing_ok=True)
+
+
+def _mark() -> str:
+    """Beginning of temporary names: machines that share a folder share no processes."""
+    return f".tmp-{zlib.crc32(platform.node().encode()):08x}-"
 
 
 def _alive(process: int) -> bool:
