@@ -43,6 +43,7 @@ Evaluation
       scoring         counts to scores, the parts of a record
     metrics *       confusion, matching, IoU
     crf             dense CRF, over the processes of _crf_worker
+    similarity *    how well features keep classes apart, nothing fitted
     records *       results on disk, tables made from them
     segmenter *     a trained model as one object
     model_file      that object on disk
