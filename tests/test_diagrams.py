@@ -80,3 +80,37 @@ class TestOnePatch:
     def test_a_place_outside(self, place):
         with pytest.raises(ValueError, match="outside the grid of \\(4, 6\\) patches"):
             diagrams.one_patch(np.zeros((32, 48, 3)), 8, place, np.zeros(4))
+
+
+class TestTwoViews:
+    IMAGE = np.zeros((40, 60, 3), dtype=np.uint8)
+    VIEW = np.zeros((8, 8, 3), dtype=np.uint8)
+    BOXES = (np.array([10.0, 5, 20, 20]), np.array([30.0, 10, 16, 16]))
+
+    def draw(self, first, second):
+        views = self.VIEW, self.VIEW
+        return diagrams.two_views(self.IMAGE, self.BOXES, views, (first, second))
+
+    def test_windows_and_points(self):
+        first = np.array([[-1.0, -1.0], [0.0, 0.0]])
+        second = np.array([[0.0, 0.5], [1.0, 1.0]])
+        figure = self.draw(first, second)
+        whole, left, right = figure.axes
+        boxes = [(b.get_x(), b.get_y(), b.get_width()) for b in whole.patches]
+        assert boxes == [(9.5, 4.5, 20), (29.5, 9.5, 16)]
+        # -1 and 1 are the edges of a view, half a pixel outside of its outer centres.
+        assert left.collections[0].get_offsets().tolist() == [[-0.5, -0.5], [3.5, 3.5]]
+        assert right.collections[0].get_offsets().tolist() == [[3.5, 5.5], [7.5, 7.5]]
+        lines = figure.artists
+        assert [(line.xy1[0], line.xy2[1]) for line in lines] == [
+            (-0.5, 5.5),
+            (3.5, 7.5),
+        ]
+
+    def test_no_pair_is_a_picture_too(self):
+        figure = self.draw(np.zeros((0, 2)), np.zeros((0, 2)))
+        assert len(figure.axes) == 3
+
+    def test_refuses_unequal_lists(self):
+        with pytest.raises(ValueError, match=r"got \(3, 2\) and \(2, 2\)"):
+            self.draw(np.zeros((3, 2)), np.zeros((2, 2)))

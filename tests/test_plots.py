@@ -200,6 +200,38 @@ class TestCharts:
         assert (box.get_x(), box.get_y()) == (7.5, 3.5)
         assert (box.get_width(), box.get_height()) == (4, 4)
 
+    def test_correspondences_mark_the_patch_and_stretch_the_maps(self, image):
+        values = np.arange(6.0).reshape(2, 3)
+        maps = {"here": (image, values), "elsewhere": (image[:4, :6], values)}
+        figure = plots.correspondences(image, (1, 2), (2, 3), maps)
+        first, here, elsewhere = figure.axes
+        box = first.patches[0]
+        assert (box.get_x(), box.get_y(), box.get_width()) == (7.5, 3.5, 4)
+        assert [ax.get_title() for ax in (here, elsewhere)] == ["here", "elsewhere"]
+        heat = elsewhere.images[1]
+        assert heat.get_extent() == [-0.5, 5.5, 3.5, -0.5]
+        assert heat.get_array().tolist() == values.tolist()
+        assert figure.get_figwidth() <= figures.WIDTH
+        with pytest.raises(ValueError, match="at least one map"):
+            plots.correspondences(image, (1, 2), (2, 3), {})
+
+    def test_similarities_share_one_scale(self):
+        small, large = np.eye(3), 2 * np.eye(3)
+        small[2] = np.nan
+        figure = plots.similarities({"a": small, "b": large}, CLASSES)
+        left, right = figure.axes
+        assert (left.get_title(), right.get_title()) == ("a", "b")
+        assert left.collections[0].get_clim() == right.collections[0].get_clim()
+        assert left.collections[0].get_clim() == (0, 2)
+        assert len(right.texts) == 9
+        names = [text.get_text() for text in left.get_yticklabels()]
+        assert names == list(CLASSES)
+
+    @pytest.mark.parametrize("tables", [{}, {"a": np.ones((3, 2))}])
+    def test_similarities_refuses_other_tables(self, tables):
+        with pytest.raises(ValueError, match="expected tables of 3 by 3"):
+            plots.similarities(tables, CLASSES)
+
     def test_bar_ladder_prints_mean_and_spread(self):
         figure = plots.bar_ladder({"a": [1.0, 2.0, 3.0], "b": 5.0}, highlight="b")
         texts = [text.get_text() for text in figure.axes[0].texts]

@@ -201,6 +201,57 @@ def iou_bars(
     return figure
 
 
+def similarities(
+    tables: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """How similar classes are to each other, one square table per panel.
+
+    Args:
+        tables: title of a panel -> similarities, shape (K, K); NaN is left white.
+        classes: names of the K classes.
+        limits: values of the darkest and the brightest colour; the extremes of all
+            tables when None.
+
+    Raises:
+        ValueError: no table, or one that is not (K, K).
+    """
+    values = {title: to_numpy(table).astype(float) for title, table in tables.items()}
+    k = len(classes)
+    wrong = {title: v.shape for title, v in values.items() if v.shape != (k, k)}
+    if wrong or not values:
+        raise ValueError(
+            f"expected tables of {k} by {k} similarities, got {wrong or 'none'}"
+        )
+    every = np.stack(list(values.values()))
+    low, high = limits or (np.nanmin(every), np.nanmax(every))
+    figure = new_figure(1.4 + 3.6 * len(values), 4.1)
+    panels = new_axes(figure, 1, len(values))[0]
+    for i, (ax, (title, table)) in enumerate(zip(panels, values.items(), strict=True)):
+        ax.grid(False)
+        seaborn.heatmap(
+            table,
+            ax=ax,
+            vmin=low,
+            vmax=high,
+            cmap="cividis",
+            square=True,
+            cbar=False,
+            annot=k <= 12,
+            fmt=".2f" if k <= 8 else ".1f",
+            annot_kws={"fontsize": 8},
+            xticklabels=list(classes),
+            yticklabels=list(classes) if i == 0 else False,
+        )
+        ax.set_title(title)
+        ax.tick_params(axis="x", rotation=45)
+        for text in ax.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    return figure
+
+
 def class_bands(
     tables: Mapping[str, Any], classes: Sequence[str], palette: Any
 ) -> Figure:

@@ -1,12 +1,18 @@
-"""Drawings that explain: the map of the course, and an image cut into patches."""
+"""Drawings that explain: the map of the course, patches, two views of a scene."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import (
+    ConnectionPatch,
+    FancyArrowPatch,
+    FancyBboxPatch,
+    Rectangle,
+)
 
 from uss_utils.colours import to_numpy, to_rgb
 from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
@@ -211,3 +217,60 @@ def one_patch(image: Any, patch: int, place: tuple[int, int], feature: Any) -> F
 def _divides(rows: int, n: int) -> bool:
     """Whether n cells fill a table of so many rows that is no higher than wide."""
     return n % rows == 0 and rows * rows <= n
+
+
+def two_views(
+    image: Any,
+    boxes: tuple[Any, Any],
+    views: tuple[Any, Any],
+    pairs: tuple[Any, Any],
+) -> Figure:
+    """A picture, the two views cut from it, and points of the scene in both.
+
+    Args:
+        image: as in :func:`uss_utils.colours.to_rgb`, (H, W) pixels.
+        boxes: where the views were cut: left, top, width, height in pixels.
+        views: the two views, as in :func:`uss_utils.colours.to_rgb`.
+        pairs: the same scene points in the first and in the second view, as (x, y) in
+            [-1, 1], shape (P, 2) each.
+
+    Raises:
+        ValueError: not as many points in one view as in the other.
+    """
+    first, second = (to_numpy(points) for points in pairs)
+    if first.shape != second.shape or first.shape[1:] != (2,):
+        raise ValueError(
+            "expected two lists of points of shape (P, 2), got "
+            f"{first.shape} and {second.shape}"
+        )
+    figure = new_figure(WIDTH, WIDTH / 3)
+    whole, *panels = new_axes(figure, 1, 3)[0]
+    whole.imshow(to_rgb(image))
+    whole.set_title("picture and two windows")
+    for box, colour in zip(boxes, (ACCENT, PLAIN), strict=True):
+        left, top, width, height = to_numpy(box)
+        corner = left - 0.5, top - 0.5
+        whole.add_patch(
+            Rectangle(corner, width, height, fill=False, color=colour, lw=2)
+        )
+    colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, len(first), endpoint=False))
+    places = []
+    for ax, view, points, name in zip(
+        panels, views, (first, second), ("first", "second"), strict=True
+    ):
+        rgb = to_rgb(view)
+        ax.imshow(rgb)
+        ax.set_title(f"{name} view")
+        places.append((points + 1) / 2 * [rgb.shape[1], rgb.shape[0]] - 0.5)
+        ax.scatter(*places[-1].T, s=28, color=colours, edgecolors="k", zorder=3)
+    for start, end, colour in zip(*places, colours, strict=True):
+        line = ConnectionPatch(
+            start, end, "data", "data", axesA=panels[0], axesB=panels[1], color=colour
+        )
+        line.set_in_layout(False)
+        figure.add_artist(line)
+    for ax, colour in zip((whole, *panels), (None, ACCENT, PLAIN), strict=True):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
+    return figure

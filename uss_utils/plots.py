@@ -19,6 +19,7 @@ from uss_utils.charts import (
     curves,
     iou_bars,
     point_groups,
+    similarities,
 )
 from uss_utils.colours import (
     colourise,
@@ -42,6 +43,7 @@ __all__ = [
     "class_bands",
     "colourise",
     "confusion",
+    "correspondences",
     "curves",
     "default_palette",
     "heatmap_on",
@@ -52,6 +54,7 @@ __all__ = [
     "pca_rgb",
     "point_groups",
     "show_row",
+    "similarities",
     "to_rgb",
     "use_notebook_style",
 ]
@@ -205,6 +208,45 @@ def heatmap_on(
         ax.axis("off")
         if query is not None:
             _mark(ax, query, height / values.shape[0], width / values.shape[1])
+    return figure
+
+
+def correspondences(
+    image: Any,
+    query: tuple[int, int],
+    grid: tuple[int, int],
+    maps: Mapping[str, tuple[Any, Any]],
+) -> Figure:
+    """A marked patch, and where else its like is found, by several maps.
+
+    Args:
+        image: picture that holds the patch, as in :func:`to_rgb`, (H, W) pixels.
+        query: (row, column) of the patch.
+        grid: number of patches (h, w) of the image.
+        maps: title of a panel -> the picture searched, and its map of values (h2, w2),
+            each map from dark (its lowest value) to bright (its highest).
+
+    Raises:
+        ValueError: no map.
+    """
+    if not maps:
+        raise ValueError("correspondences needs at least one map")
+    rgb = to_rgb(image)
+    height, width = rgb.shape[:2]
+    side = min(WIDTH / (len(maps) + 1), 2.4)
+    figure = new_figure(side * (len(maps) + 1), side * height / width + 0.3)
+    first, *others = new_axes(figure, 1, len(maps) + 1)[0]
+    first.imshow(rgb)
+    first.set_title("the marked patch")
+    _mark(first, query, height / grid[0], width / grid[1])
+    for ax, (title, (searched, values)) in zip(others, maps.items(), strict=True):
+        grey = to_rgb(searched).mean(axis=-1)
+        extent = (-0.5, grey.shape[1] - 0.5, grey.shape[0] - 0.5, -0.5)
+        ax.imshow(grey, cmap="gray")
+        ax.imshow(to_numpy(values), cmap="cividis", alpha=0.7, extent=extent)
+        ax.set_title(title)
+    for ax in (first, *others):
+        ax.axis("off")
     return figure
 
 

@@ -1,0 +1,121 @@
+"""How well features keep classes apart, measured without clusters or training.
+
+Labels measure here; nothing is fitted. Every patch has the class of its central pixel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+METRICS = ("cosine", "euclidean")
+
+
+def patch_classes(label: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Class of the central pixel of every patch.
+
+    Args:
+        label: classes, shape (N, H, W), ignore = -1.
+        grid: number of patches (h, w).
+
+    Returns:
+        Classes, int64, shape (N, h, w).
+    """
+    y, x = (
+        ((torch.arange(n) + 0.5) * length / n).long()
+        for n, length in zip(grid, label.shape[1:], strict=True)
+    )
+    return label[:, y[:, None], x].long()
+
+
+def centred(feat: Tensor) -> Tensor:
+    """Features minus their mean over all patches, as cosines are compared with.
+
+    Args:
+        feat: shape (N, C, h, w).
+    """
+    return feat - feat.mean((0, 2, 3), keepdim=True)
+
+
+def class_cosines(feat: Tensor, label: Tensor, n_classes: int) -> Tensor:
+    """Mean cosine of a patch of one class and a patch of another (or the same).
+
+    Args:
+        feat: shape (N, C, h, w); centre it first (:func:`centred`).
+        label: classes, shape (N, H, W), ignore = -1.
+        n_classes: K.
+
+    Returns:
+        Symmetric, shape (K, K); NaN where a class does not occur. A patch also meets
+        itself, which matters for very rare classes alone.
+    """
+    classes = patch_classes(label, feat.shape[-2:]).flatten()
+    unit = F.normalize(feat, dim=1).movedim(1, -1).flatten(0, 2)
+    known = classes >= 0
+    sums = unit.new_zeros(n_classes, unit.shape[1])
+    sums.index_add_(0, classes[known], unit[known])
+    # The mean of all products of two groups is the product of their means.
+    count = torch.bincount(classes[known], minlength=n_classes)
+    means = sums / count[:, None]
+    return means @ means.T
+
+
+def same_class_test(
+    feat: Tensor,
+    label: Tensor,
+    *,
+    metric: str = "cosine",
+    draws: int = 20_000,
+    generator: torch.Generator,
+) -> float:
+    """How often the patch of the same class is the more similar one, in percent.
+
+    Draw a patch, a second one of its class and a third one of another class, anywhere
+    in the images; all classes equally often. Is the first more similar to the second
+    than to the third? Features that know nothing reach 50; ties count half. Now and
+    then a patch meets itself, which matters for very rare classes alone.
+
+    Args:
+        feat: shape (N, C, h, w); centre it first (:func:`centred`) for cosines.
+        label: classes, shape (N, H, W), ignore = -1.
+        metric: "cosine", or "euclidean" (the nearer patch is the more similar one).
+        draws: how many; 20 000 leave an uncertainty of 0.3.
+        generator: source of the draws.
+
+    Raises:
+        ValueError: unknown metric, or fewer than two classes occur.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    classes = patch_classes(label, feat.shape[-2:]).flatten()
+    rows = feat.movedim(1, -1).flatten(0, 2)
+    first, second, third = _triplets(classes, draws, generator)
+    if metric == "cosine":
+        rows = F.normalize(rows, dim=1)
+        same, other = ((rows[first] * rows[i]).sum(1) for i in (second, third))
+    else:
+        same, other = (-(rows[first] - rows[i]).norm(dim=1) for i in (second, third))
+    return 100 * float(((same > other).float() + (same == other).float() / 2).mean())
+
+
+def _triplets(
+    classes: Tensor, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two patches of one class and one of another, classes equally often."""
+    count = torch.bincount(classes[classes >= 0])
+    present = count.nonzero()[:, 0]
+    if len(present) < 2:
+        raise ValueError(
+            f"the test needs patches of at least two classes, found {len(present)}"
+        )
+    order = classes.argsort(stable=True)  # ignored ones come first
+    start = (classes < 0).sum() + count.cumsum(0) - count
+
+    def patch_of(kind: Tensor) -> Tensor:
+        place = torch.rand(draws, generator=generator) * count[kind]
+        return order[start[kind] + place.long()]
+
+    own = torch.randint(len(present), (draws,), generator=generator)
+    shift = torch.randint(1, len(present), (draws,), generator=generator)
+    other = present[(own + shift) % len(present)]
+    own = present[own]
+    return patch_of(own), patch_of(own), patch_of(other)
