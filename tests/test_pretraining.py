@@ -88,17 +88,41 @@ def test_patch_tokens_equal_the_backbone_features():
     torch.testing.assert_close(tokens, timm_way, atol=1e-5, rtol=1e-5)
 
 
-def test_teacher_follows_the_student_slowly():
+def test_teacher_is_a_slow_average_of_the_student(images):
+    torch.manual_seed(0)
     model = pretraining.DenseDistillation(backbones.tiny_vit(), 8)
-    before = model.teacher["vit"].norm.weight.clone()
-    with torch.no_grad():
-        model.vit.norm.weight += 1
-        model.prototypes += 1
-    slow = model.teacher_prototypes.clone()
-    model.update_teacher(0.9)
-    torch.testing.assert_close(model.teacher["vit"].norm.weight, before + 0.1)
-    torch.testing.assert_close(model.teacher_prototypes, slow + 0.1)
+    same = zip(model.student.parameters(), model.teacher.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    start = model.teacher.vit.norm.weight.clone()
+    cfg = replace(SMALL, distil_steps=2, teacher_momentum=0.9, distil_lr=0.05)
+    pretraining._stage("distil", model, cfg, images, None, "cpu", None)
+    moved = (model.teacher.vit.norm.weight - start).abs().mean()
+    ahead = (model.student.vit.norm.weight - start).abs().mean()
+    assert 0 < moved < ahead / 5
     assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_what_is_alike_all_over_an_image_is_removed_from_both_views():
+    draws = generator(0)
+    first, second = torch.randn(2, 3, 4, 4, 5, generator=draws)
+    style = torch.randn(3, 1, 1, 5, generator=draws)
+    plain = pretraining.without_image_mean(first, second)
+    styled = pretraining.without_image_mean(first + style, second + style)
+    for a, b in zip(plain, styled, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(plain[0] - plain[1], first - second)
+    # A change between the views is not hidden by it.
+    one_sided = pretraining.without_image_mean(first + style, second)
+    assert not torch.allclose(one_sided[0], plain[0], atol=1e-3)
+
+
+def test_another_seed_gives_other_initial_weights(images):
+    cfg = replace(SMALL, vicreg_steps=0, distil_steps=0)
+    a, b = (
+        pretraining.pretrain(replace(cfg, seed=seed), images, progress=None)[0]
+        for seed in (0, 1)
+    )
+    assert not torch.equal(a.patch_embed.proj.weight, b.patch_embed.proj.weight)
 
 
 def test_a_seed_gives_the_same_weights_and_training_changes_them(images):

@@ -55,7 +55,7 @@ Training
       history         figures of a run, and its progress
       run_state       what a resumed run has to put back
       checkpoints     tensors and JSON in one file, without pickle
-    pretraining *   the tiny ViT from unlabelled images; views: its augmentations
+    pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
     weights_card    the weights that ship, and the card that tells their story
     methods *       one module per method; kmeans: the zeroth; config: presets
 

@@ -16,28 +16,19 @@ No label enters either stage.
 """
 
 import copy
-import math
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from uss_utils import datasets
 from uss_utils.backbones import tiny_vit
-from uss_utils.datasets.scenes import canvas, split_start
-from uss_utils.datasets.transforms import Transform
-from uss_utils.environment import seed_all
-from uss_utils.training import History, Step, cosine_schedule, fit
+from uss_utils.environment import pick_device, seed_all
+from uss_utils.training import EMA, History, Step, cosine_ramp, cosine_schedule, fit
+from uss_utils.unlabelled import Unlabelled, gather
 from uss_utils.views import View, matched_points, two_views
-
-SCENE_KINDS = {"scenes": "street", "scenes-aerial": "aerial"}
 
 
 @dataclass(frozen=True)
@@ -184,62 +175,48 @@ def vicreg_loss(z: Tensor, z2: Tensor) -> dict[str, Tensor]:
     }
 
 
-class DenseDistillation(nn.Module):
-    """Student and teacher that name patches with prototypes.
+class Namer(nn.Module):
+    """A vision transformer that names its patches with prototypes.
 
     Args:
-        vit: the student, already pretrained; the teacher starts as its copy.
+        vit: the network.
+        prototypes: number of names.
+    """
+
+    def __init__(self, vit: VisionTransformer, prototypes: int):
+        super().__init__()
+        self.vit = vit
+        self.head = _mlp((vit.embed_dim, 2 * vit.embed_dim, vit.embed_dim))
+        self.prototypes = nn.Parameter(torch.randn(prototypes, vit.embed_dim))
+
+    def forward(self, views: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cosines of the patches with the prototypes.
+
+        Args:
+            views: first views, then second views, shape (2B, 3, v, v).
+            mask: patches hidden from the network, bool, shape (2B, g, g), or None.
+
+        Returns:
+            One tensor (B, K, g, g) per view.
+        """
+        tokens = patch_tokens(self.vit, views, mask).float().permute(0, 2, 3, 1)
+        code = self.head(torch.stack(without_image_mean(*tokens.chunk(2)))).float()
+        cosine = F.normalize(code, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        return tuple(cosine.permute(0, 1, 4, 2, 3))
+
+
+class DenseDistillation(nn.Module):
+    """Student and teacher: the same network, one of them a slow average of the other.
+
+    Args:
+        vit: the student's network, already pretrained.
         prototypes: number of names.
     """
 
     def __init__(self, vit: VisionTransformer, prototypes: int = 64):
         super().__init__()
-        self.vit = vit
-        dim = vit.embed_dim
-        self.head = _mlp((dim, 2 * dim, dim))
-        self.prototypes = nn.Parameter(torch.randn(prototypes, dim))
-        self.teacher = nn.ModuleDict(
-            {"vit": copy.deepcopy(vit), "head": copy.deepcopy(self.head)}
-        ).requires_grad_(False)
-        self.register_buffer("teacher_prototypes", self.prototypes.detach().clone())
-
-    def student_scores(self, views: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of the student's patches with its prototypes.
-
-        Args:
-            views: first views, then second views, shape (2B, 3, v, v).
-            mask: patches hidden from the student, bool, shape (2B, g, g).
-
-        Returns:
-            One tensor (B, K, g, g) per view.
-        """
-        return _scores(self.vit, self.head, self.prototypes, views, mask)
-
-    @torch.no_grad()
-    def teacher_scores(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with the teacher, from which nothing is hidden."""
-        vit, head = self.teacher["vit"], self.teacher["head"]
-        return _scores(vit, head, self.teacher_prototypes, views, None)
-
-    @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student: t <- m t + (1 - m) s."""
-        pairs = [
-            *zip(self.teacher["vit"].parameters(), self.vit.parameters(), strict=True),
-            *zip(
-                self.teacher["head"].parameters(), self.head.parameters(), strict=True
-            ),
-            (self.teacher_prototypes, self.prototypes),
-        ]
-        slow, fast = (list(side) for side in zip(*pairs, strict=True))
-        torch._foreach_lerp_(slow, [p.detach() for p in fast], 1 - momentum)
-
-
-def _scores(vit, head, prototypes, views, mask) -> tuple[Tensor, Tensor]:
-    tokens = patch_tokens(vit, views, mask).float().permute(0, 2, 3, 1)
-    code = head(torch.stack(without_image_mean(*tokens.chunk(2)))).float()
-    cosine = F.normalize(code, dim=-1) @ F.normalize(prototypes, dim=-1).T
-    return tuple(cosine.permute(0, 1, 4, 2, 3))
+        self.student = Namer(vit, prototypes)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -300,11 +277,12 @@ def distil_step(
 ) -> dict[str, Tensor]:
     """Loss of one dense self-distillation step on uint8 images (B, H, W, 3)."""
     a, b = _views_of(images, cfg, step)
-    grid = cfg.view // model.vit.patch_embed.patch_size[0]
+    grid = cfg.view // model.student.vit.patch_embed.patch_size[0]
     mask = torch.rand(2 * len(images), grid, grid, generator=step.generator)
     views = torch.cat([a.image, b.image])
-    student = model.student_scores(views, mask < cfg.distil_mask)
-    teacher = model.teacher_scores(views)
+    student = model.student(views, mask < cfg.distil_mask)
+    with torch.no_grad():
+        teacher = model.teacher(views, None)
     terms = []
     for (one, two), own, other in (((a, b), 0, 1), ((b, a), 1, 0)):
         points, valid = matched_points(one, two, grid)
@@ -334,75 +312,11 @@ def _rows(scores: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------- runs
 
 
-class Unlabelled:
-    """Images of one or more data sets without their labels, in memory.
-
-    Args:
-        images: uint8 arrays (H, W, 3), all of one size.
-
-    Raises:
-        ValueError: there are no images, or their sizes differ.
-    """
-
-    def __init__(self, images: list[np.ndarray]):
-        sizes = {image.shape for image in images}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"pretraining needs images of one size, got {sorted(sizes)[:4]}; "
-                "choose a transform that resizes them"
-                if sizes
-                else "pretraining got no images"
-            )
-        self.images = torch.from_numpy(np.stack(images))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8."""
-        return self.images[indices]
-
-
 def unlabelled(cfg: Config, root: str | Path | None = None) -> Unlabelled:
-    """The images a run looks at.
-
-    The scenes come as uncut renders of their "pretrain" range, one and a half times as
-    large as the scenes of the other splits, so that the position of a window varies
-    from visit to visit. Other sets give the images of their train split, resized to
-    ``cfg.image_size``.
-
-    Args:
-        cfg: names of the data sets, images per set and their size.
-        root: folder of a data set of photographs.
-
-    Raises:
-        ValueError: unknown data set, or images of several sizes.
-        FileNotFoundError: the folder of the data set is absent.
-    """
-    images: list[np.ndarray] = []
-    kinds = [SCENE_KINDS[name] for name in cfg.datasets if name in SCENE_KINDS]
-    if kinds:
-        images += _renders(kinds, cfg.images, cfg.seed)
-    transform = Transform("resize", cfg.image_size) if cfg.image_size else Transform()
-    for name in (name for name in cfg.datasets if name not in SCENE_KINDS):
-        photographs = datasets.load(name, "train", root, limit=cfg.images)
-        images += [
-            transform.apply_image(photographs.read(i)[0])
-            for i in range(len(photographs))
-        ]
-    return Unlabelled(images)
-
-
-def _renders(kinds: list[str], n: int, seed: int) -> list[np.ndarray]:
-    jobs = [(kind, i, seed) for i in range(n) for kind in kinds]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        drawn = pool.map(_render, jobs, chunksize=64)
-        return list(tqdm(drawn, total=len(jobs), desc="scenes", mininterval=1))
-
-
-def _render(job: tuple[str, int, int]) -> np.ndarray:
-    kind, i, seed = job
-    return canvas(split_start("pretrain") + i, seed, kind).image
+    """The images a run looks at; see :func:`uss_utils.unlabelled.gather`."""
+    return gather(
+        cfg.datasets, cfg.images, image_size=cfg.image_size, seed=cfg.seed, root=root
+    )
 
 
 def pretrain(
@@ -419,7 +333,7 @@ def pretrain(
         cfg: settings; a stage with 0 steps is left out.
         data: unlabelled images.
         folder: where checkpoints go, so that a killed run continues; None keeps none.
-        device: where to train.
+        device: where to train; "auto" picks.
         progress: "bar", "lines" or None.
 
     Returns:
@@ -430,10 +344,11 @@ def pretrain(
         ValueError: checkpoints in ``folder`` belong to other settings.
         FloatingPointError: the loss became non-finite.
     """
+    device = pick_device(str(device))
     # The draws that make the initial weights must not depend on what ran before.
     seed_all(cfg.seed)
-    vit = tiny_vit()
-    if torch.device(device).type == "cpu":
+    vit = tiny_vit(cfg.seed)
+    if device.type == "cpu":
         # With so few patches plain attention is faster than the fused kernel: a step
         # takes 0.27 s instead of 0.36 s on two cores.
         for block in vit.blocks:
@@ -449,24 +364,20 @@ def pretrain(
         histories["distil"] = _stage(
             "distil", model, cfg, data, folder, device, progress
         )
-        vit.load_state_dict(model.teacher["vit"].state_dict())
+        vit.load_state_dict(model.teacher.vit.state_dict())
     return vit.cpu().eval().requires_grad_(False), histories
 
 
 def _stage(name, model, cfg, data, folder, device, progress) -> History:
-    steps = getattr(cfg, f"{name}_steps")
-    loss = {"vicreg": vicreg_step, "distil": distil_step}[name]
-
-    def teacher(step: int, model: nn.Module, row: dict) -> None:
-        progress_share = (step + 1) / steps
-        rise = (1 - math.cos(math.pi * progress_share)) / 2
-        model.update_teacher(cfg.teacher_momentum + (1 - cfg.teacher_momentum) * rise)
-
+    loss, ema = vicreg_step, None
+    if name == "distil":
+        momentum = cosine_ramp(cfg.teacher_momentum)
+        loss, ema = distil_step, EMA(model.student, momentum, target=model.teacher)
     return fit(
         model,
         lambda model, batch, step: loss(model, batch, step, cfg),
         data,
-        steps=steps,
+        steps=getattr(cfg, f"{name}_steps"),
         batch_size=cfg.batch_size,
         optimisers=torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -474,6 +385,7 @@ def _stage(name, model, cfg, data, folder, device, progress) -> History:
             weight_decay=cfg.weight_decay,
         ),
         schedule=cosine_schedule(cfg.warmup),
+        ema=ema,
         clip_norm=cfg.clip_norm,
         precision=cfg.precision,
         seed=cfg.seed,
@@ -482,6 +394,5 @@ def _stage(name, model, cfg, data, folder, device, progress) -> History:
         checkpoint_every=250,
         log_every=20,
         progress=progress,
-        on_step=teacher if name == "distil" else None,
         config=asdict(cfg),
     )
