@@ -147,7 +147,8 @@ def bar_ladder(
     figure = new_figure(6.5, 0.5 + 0.32 * len(values) + (0.25 if title else 0))
     ax = new_axes(figure)[0, 0]
     colours = [ACCENT if name == highlight else PLAIN for name in values]
-    ax.barh(list(values), means, xerr=spread, color=colours, ecolor="0.3", capsize=3)
+    bars = {"color": colours, "ecolor": "0.3", "capsize": 3}
+    ax.barh(list(values), means, xerr=spread if any(spread) else None, **bars)
     for i, (found, mean, sd) in enumerate(
         zip(values.values(), means, spread, strict=True)
     ):
