@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from uss_utils.backbones import tiny_vit
 from uss_utils.environment import pick_device, seed_all
 from uss_utils.training import EMA, History, Step, cosine_ramp, cosine_schedule, fit
+from uss_utils.unlabelled import SCENE_KINDS as SCENE_KINDS
 from uss_utils.unlabelled import Unlabelled, gather
 from uss_utils.views import View, matched_points, two_views
 
