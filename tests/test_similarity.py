@@ -89,3 +89,31 @@ def test_centred_features_have_no_mean():
     feat = torch.randn(3, 4, 2, 5, generator=generator(0)) + 2
     mean = similarity.centred(feat).mean((0, 2, 3))
     torch.testing.assert_close(mean, torch.zeros(4), atol=1e-6, rtol=0)
+
+
+class TestSharedCosines:
+    CONTENT = torch.randn(6, 32, 10, 10, generator=generator(0))
+
+    def windows(self, feat):
+        return feat[..., :8, :8], feat[..., 2:, 2:]
+
+    def test_features_of_content(self):
+        found = similarity.shared_cosines(*self.windows(self.CONTENT), 2)
+        assert found["content"] > 0.999
+        assert abs(found["place"]) < 0.05
+        assert abs(found["neither"]) < 0.05
+
+    def test_features_of_position(self):
+        place = torch.randn(1, 32, 8, 8, generator=generator(1)).expand(6, -1, -1, -1)
+        found = similarity.shared_cosines(place, place, 2)
+        assert found["place"] > 0.999
+        assert abs(found["content"]) < 0.1
+        assert abs(found["content"] - found["neither"]) < 1e-6
+
+    @pytest.mark.parametrize(("n", "shift"), [(1, 2), (6, 0), (6, 8)])
+    def test_bad_input(self, n, shift):
+        first, second = self.windows(self.CONTENT[:n])
+        with pytest.raises(ValueError, match=f"shifted by {shift}"):
+            similarity.shared_cosines(first, second, shift)
+        with pytest.raises(ValueError, match="two overlapping windows"):
+            similarity.shared_cosines(first, self.CONTENT[:n], 2)

@@ -97,6 +97,39 @@ def same_class_test(
     return 100 * float(((same > other).float() + (same == other).float() / 2).mean())
 
 
+def shared_cosines(first: Tensor, second: Tensor, shift: int) -> dict[str, float]:
+    """Mean cosine of two patches that have one thing in common.
+
+    Args:
+        first: features of windows of N images, shape (N, C, h, w).
+        second: features of windows of the same images that begin ``shift`` patches
+            further down and further right, same shape.
+        shift: in patches, 1 to min(h, w) - 1.
+
+    Returns:
+        "content": the same scene point, at another place of the window. "place": the
+        same place of the window, in another image. "neither": another image and
+        another place, as far apart as for "content".
+
+    Raises:
+        ValueError: fewer than two images, unequal shapes, or no overlap.
+    """
+    n, _, h, w = first.shape
+    if first.shape != second.shape or n < 2 or not 1 <= shift < min(h, w):
+        raise ValueError(
+            "expected the features of two overlapping windows of at least two images, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}, shifted by {shift}"
+        )
+    a, b = F.normalize(centred(torch.cat([first, second])), dim=1).chunk(2)
+    inner, moved = a[..., shift:, shift:], b[..., :-shift, :-shift]
+    pairs = {
+        "content": (inner, moved),
+        "place": (a, a.roll(1, 0)),
+        "neither": (inner, moved.roll(1, 0)),
+    }
+    return {name: float((x * y).sum(1).mean()) for name, (x, y) in pairs.items()}
+
+
 def _triplets(
     classes: Tensor, draws: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
