@@ -153,7 +153,8 @@ def bar_ladder(
         zip(values.values(), means, spread, strict=True)
     ):
         if len(found) > 1:
-            ax.plot(found, [i] * len(found), "o", color="0.15", markersize=3)
+            dots = {"color": "0.1", "markersize": 4, "markeredgecolor": "white"}
+            ax.plot(found, [i] * len(found), "o", markeredgewidth=0.6, **dots)
         text = f"{mean:.1f} ± {sd:.1f}" if sd else f"{mean:.1f}"
         end = (max(mean + sd, found.max()), i)
         ax.annotate(text, end, xytext=(5, 0), textcoords="offset points", va="center")
