@@ -41,11 +41,14 @@ def test_window_larger_than_the_image_is_cut_down_to_it():
 
 
 def test_crop_of_the_whole_image_is_the_image_and_flip_mirrors_it():
-    image = torch.rand(2, 3, 16, 16)
-    box = torch.tensor([[0.0, 0, 16, 16]] * 2)
-    out = crop(image, box, torch.tensor([False, True]), 16)
+    image = torch.rand(3, 3, 16, 16)
+    box = torch.tensor([[0.0, 0, 16, 16]] * 3)
+    out = crop(
+        image, box, torch.tensor([[False, False], [True, False], [False, True]]), 16
+    )
     assert torch.allclose(out[0], image[0], atol=1e-5)
     assert torch.allclose(out[1], image[1].flip(-1), atol=1e-5)
+    assert torch.allclose(out[2], image[2].flip(-2), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (60, 90)])
@@ -54,7 +57,7 @@ def test_matched_points_show_the_same_scene_point(size):
     image = coordinate_image(n, *size)
     draws = generator(3)
     boxes = draw_boxes(n, size, 56, (0.5, 1.0), draws)
-    flips = torch.rand(2, n, generator=draws) < 0.5
+    flips = torch.rand(2, n, 2, generator=draws) < 0.5
     views = [
         View(crop(image, b, f, side), b, f) for b, f in zip(boxes, flips, strict=True)
     ]
@@ -93,3 +96,15 @@ def test_two_views_are_drawn_from_the_generator_alone():
     assert torch.equal(a[0].image, b[0].image) and torch.equal(a[1].box, b[1].box)
     assert not torch.equal(a[0].image, c[0].image)
     assert a[0].image.shape == (4, 3, 24, 24)
+
+
+def test_only_images_without_an_up_are_mirrored_top_bottom():
+    images = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8)
+    options = {"window": 32, "view": 16, "scale": (0.4, 1.0)}
+    upright = torch.arange(40) < 20
+    a, b = two_views(images, generator=generator(0), upright=upright, **options)
+    for view in (a, b):
+        assert not view.flip[:20, 1].any()
+        assert 0 < view.flip[20:, 1].sum() < 20
+    plain, _ = two_views(images, generator=generator(0), **options)
+    assert not plain.flip[:, 1].any() and plain.flip[:, 0].any()

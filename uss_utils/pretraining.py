@@ -248,21 +248,28 @@ def _pick(valid: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return where[torch.randperm(len(where), generator=generator)[:most]]
 
 
-def _views_of(images: Tensor, cfg: Config, step: Step) -> tuple[View, View]:
+def _views_of(
+    images: Tensor, cfg: Config, step: Step, upright: Tensor | None
+) -> tuple[View, View]:
     return two_views(
         images,
         window=cfg.window,
         view=cfg.view,
         scale=cfg.scale,
         generator=step.generator,
+        upright=upright,
     )
 
 
 def vicreg_step(
-    model: DenseVICReg, images: Tensor, step: Step, cfg: Config
+    model: DenseVICReg,
+    images: Tensor,
+    step: Step,
+    cfg: Config,
+    upright: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of one dense VICReg step on uint8 images (B, H, W, 3)."""
-    a, b = _views_of(images, cfg, step)
+    a, b = _views_of(images, cfg, step, upright)
     grid = cfg.view // model.vit.patch_embed.patch_size[0]
     points, valid = matched_points(a, b, grid)
     shift = torch.rand(points.shape, generator=step.generator) * 2 - 1
@@ -274,10 +281,14 @@ def vicreg_step(
 
 
 def distil_step(
-    model: DenseDistillation, images: Tensor, step: Step, cfg: Config
+    model: DenseDistillation,
+    images: Tensor,
+    step: Step,
+    cfg: Config,
+    upright: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of one dense self-distillation step on uint8 images (B, H, W, 3)."""
-    a, b = _views_of(images, cfg, step)
+    a, b = _views_of(images, cfg, step, upright)
     grid = cfg.view // model.student.vit.patch_embed.patch_size[0]
     mask = torch.rand(2 * len(images), grid, grid, generator=step.generator)
     views = torch.cat([a.image, b.image])
@@ -376,7 +387,9 @@ def _stage(name, model, cfg, data, folder, device, progress) -> History:
         loss, ema = distil_step, EMA(model.student, momentum, target=model.teacher)
     return fit(
         model,
-        lambda model, batch, step: loss(model, batch, step, cfg),
+        lambda model, images, step: loss(
+            model, images, step, cfg, data.upright[step.indices]
+        ),
         data,
         steps=getattr(cfg, f"{name}_steps"),
         batch_size=cfg.batch_size,

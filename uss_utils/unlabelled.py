@@ -22,12 +22,13 @@ class Unlabelled:
 
     Args:
         images: uint8 arrays (H, W, 3), all of one size.
+        upright: which of them have an up (views from above have none); None: all.
 
     Raises:
         ValueError: there are no images, or their sizes differ.
     """
 
-    def __init__(self, images: list[np.ndarray]):
+    def __init__(self, images: list[np.ndarray], upright: list[bool] | None = None):
         sizes = {image.shape for image in images}
         if len(sizes) != 1:
             raise ValueError(
@@ -37,6 +38,9 @@ class Unlabelled:
                 else "pretraining got no images"
             )
         self.images = torch.from_numpy(np.stack(images))
+        self.upright = torch.tensor(
+            [True] * len(images) if upright is None else upright
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,9 +76,11 @@ def gather(
         FileNotFoundError: the folder of the data set is absent.
     """
     images: list[np.ndarray] = []
+    upright: list[bool] = []
     kinds = [SCENE_KINDS[name] for name in names if name in SCENE_KINDS]
     if kinds:
         images += _renders(kinds, most, seed)
+        upright += [kind != "aerial" for kind in kinds] * most
     transform = Transform("resize", image_size) if image_size else Transform()
     for name in (name for name in names if name not in SCENE_KINDS):
         photographs = datasets.load(name, "train", root, limit=most)
@@ -82,7 +88,8 @@ def gather(
             transform.apply_image(photographs.read(i)[0])
             for i in range(len(photographs))
         ]
-    return Unlabelled(images)
+        upright += [datasets.DATASETS[name].upright] * len(photographs)
+    return Unlabelled(images, upright)
 
 
 def _renders(kinds: list[str], n: int, seed: int) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ class View:
     Attributes:
         image: ImageNet-normalised, shape (B, 3, v, v).
         box: where it was cut, (B, 4) as left, top, width, height in source pixels.
-        flip: whether it is mirrored left-right, bool, shape (B,).
+        flip: whether it is mirrored left-right and top-bottom, bool, shape (B, 2).
     """
 
     image: Tensor
@@ -72,7 +72,7 @@ def crop(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     Args:
         images: float, shape (B, 3, H, W).
         box: (B, 4) as left, top, width, height in pixels.
-        flip: bool, shape (B,): mirror left-right.
+        flip: bool, shape (B, 2): mirror left-right, top-bottom.
         size: side of the result in pixels.
 
     Returns:
@@ -80,15 +80,21 @@ def crop(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     centre = (torch.arange(size) + 0.5) / size
-    across = torch.where(flip[:, None], 1 - centre, centre.expand(len(flip), -1))
+    across, down = _mirrored(centre, flip)
     x = (box[:, :1] + box[:, 2:3] * across) / width * 2 - 1
-    y = (box[:, 1:2] + box[:, 3:4] * centre) / height * 2 - 1
+    y = (box[:, 1:2] + box[:, 3:4] * down) / height * 2 - 1
     grid = torch.stack(
         [x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1
     )
     return F.grid_sample(
         images, grid.to(images), padding_mode="border", align_corners=False
     )
+
+
+def _mirrored(centre: Tensor, flip: Tensor) -> Tensor:
+    """Places (v,) along each axis of mirrored views, shape (2, B, v)."""
+    flip = flip.T[..., None]
+    return torch.where(flip, 1 - centre, centre.expand(2, flip.shape[1], -1))
 
 
 def colour_matrices(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,8 +155,13 @@ def two_views(
     view: int,
     scale: tuple[float, float],
     generator: torch.Generator,
+    upright: Tensor | None = None,
 ) -> tuple[View, View]:
     """Two views per image: own crop, own mirroring, own colours.
+
+    What both views have in common is what is learned. Where a patch lies left or right
+    is not, as mirroring hides it; an image without an up (one taken from above) is
+    mirrored top-bottom as well, or height would be all that its features tell.
 
     Args:
         images: uint8 RGB, shape (B, H, W, 3).
@@ -158,6 +169,7 @@ def two_views(
         view: side of a view in pixels.
         scale: range of the share of the window's area that a view covers.
         generator: source of the draws.
+        upright: which images have an up, bool, shape (B,); None: all.
     """
     source = images.permute(0, 3, 1, 2).float() / 255
     mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(source)
@@ -165,7 +177,11 @@ def two_views(
     boxes = draw_boxes(len(images), images.shape[1:3], window, scale, generator)
     views = []
     for box in boxes:
-        flip = torch.rand(len(images), generator=generator) < 0.5
+        flip = torch.rand(len(images), 2, generator=generator) < 0.5
+        if upright is None:
+            flip[:, 1] = False
+        else:
+            flip[:, 1] &= ~upright
         pixels = photometric(crop(source, box, flip, view), generator)
         views.append(View((pixels - mean) / std, box, flip))
     return views[0], views[1]
@@ -184,12 +200,13 @@ def matched_points(first: View, second: View, grid: int) -> tuple[Tensor, Tensor
         whether they fall inside it, bool, shape (B, grid, grid).
     """
     centre = (torch.arange(grid) + 0.5) / grid
-    x = torch.where(first.flip[:, None], 1 - centre, centre.expand(len(first.box), -1))
-    x = first.box[:, :1] + first.box[:, 2:3] * x
-    y = first.box[:, 1:2] + first.box[:, 3:4] * centre
+    across, down = _mirrored(centre, first.flip)
+    x = first.box[:, :1] + first.box[:, 2:3] * across
+    y = first.box[:, 1:2] + first.box[:, 3:4] * down
     u = (x - second.box[:, :1]) / second.box[:, 2:3] * 2 - 1
-    u = torch.where(second.flip[:, None], -u, u)
+    u = torch.where(second.flip[:, :1], -u, u)
     v = (y - second.box[:, 1:2]) / second.box[:, 3:4] * 2 - 1
+    v = torch.where(second.flip[:, 1:], -v, v)
     points = torch.stack(
         [u[:, None, :].expand(-1, grid, -1), v[:, :, None].expand(-1, -1, grid)], -1
     )

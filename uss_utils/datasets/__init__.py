@@ -49,6 +49,7 @@ class DatasetInfo:
         loader: ``(split, root, size, limit, transform, **options)`` to data set.
         checker: ``(root)`` to a report of what is there.
         options: names of the reader's own options.
+        upright: the images have an up; False for views from above.
     """
 
     description: str
@@ -59,6 +60,7 @@ class DatasetInfo:
     loader: Callable[..., SegmentationDataset] = field(repr=False)
     checker: inventory.Checker = field(repr=False)
     options: tuple[str, ...] = ()
+    upright: bool = True
 
 
 def _thin(data: SegmentationDataset, limit: int | None) -> SegmentationDataset:
@@ -118,6 +120,7 @@ DATASETS: dict[str, DatasetInfo] = {
         loader=_open_scenes("aerial"),
         checker=inventory.check_generated("scenes-aerial"),
         options=("seed",),
+        upright=False,
     ),
     "camvid": DatasetInfo(
         description="CamVid, 701 frames of a drive, 11 classes",
