@@ -34,9 +34,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_reader_of_imports_finds_them():
-    assert {"segmenter", "backbones", "methods.config"} <= imported(
-        MODULES["methods.kmeans"]
-    )
+    assert {"segmenter", "backbones", "presets"} <= imported(MODULES["methods.kmeans"])
     assert "methods.kmeans" in imported(MODULES["__main__"])
 
 
@@ -47,7 +45,7 @@ def test_shared_rooms_know_no_method():
 
 
 def test_methods_do_not_know_each_other():
-    methods = {n for n in MODULES if n.startswith("methods.")} - {"methods.config"}
+    methods = {n for n in MODULES if n.startswith("methods.")}
     for name in methods:
         assert not imported(MODULES[name]) & (methods - {name})
 

@@ -57,7 +57,8 @@ Training
       checkpoints     tensors and JSON in one file, without pickle
     pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
     weights_card    the weights that ship, and the card that tells their story
-    methods *       one module per method; kmeans: the zeroth; config: presets
+    presets         settings by name, checked; overrides for the record
+    methods *       one module per method; kmeans: the zeroth
 
 Teaching and course
     plots *         every figure; of charts, colours, figures; diagrams * explain

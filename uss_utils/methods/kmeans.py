@@ -20,8 +20,8 @@ from uss_utils.evaluation import evaluate_together, fit_map
 from uss_utils.features import extract
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise
-from uss_utils.methods.config import PresetConfig, presets
 from uss_utils.pca import PCA
+from uss_utils.presets import PresetConfig, presets
 from uss_utils.probes import ClusterProbe, LinearProbe, fit_linear_probe
 from uss_utils.protocol import EvalProtocol
 from uss_utils.records import leaderboard as table

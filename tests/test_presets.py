@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from uss_utils.methods.config import PresetConfig, presets
+from uss_utils.presets import PresetConfig, presets
 
 
 @dataclass(frozen=True)
