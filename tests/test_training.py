@@ -121,6 +121,49 @@ def test_data_may_be_a_function_with_a_length():
     assert linear_run(data=Called())[1].rows == linear_run()[1].rows
 
 
+class Drawn(Pairs):
+    """Each item comes with a random number, drawn while it is fetched."""
+
+    def draw(self, indices, generator):
+        x, y = self.batch(indices)
+        return x, y + torch.rand(y.shape, generator=generator)
+
+
+def test_data_may_draw_while_fetching(tmp_path):
+    plain = linear_run(data=Drawn())
+    assert plain[1].rows == linear_run(data=Drawn(), prefetch=3)[1].rows
+    assert plain[1].rows != linear_run(data=Drawn(), seed=1)[1].rows
+    assert plain[1].rows != linear_run()[1].rows
+    seen = []
+
+    class Watched(Drawn):
+        def draw(self, indices, generator):
+            seen.append(float(torch.rand(1, generator=generator)))
+            return self.batch(indices)
+
+    linear_run(data=Watched(), steps=4)
+    assert len(set(seen)) == 4  # a step's draws are its own
+
+
+def test_data_that_draws_resumes_equal(tmp_path):
+    class Stops(Drawn):
+        calls = 0
+
+        def draw(self, indices, generator):
+            Stops.calls += 1
+            if Stops.calls == 7:
+                raise OSError("the disk is gone")
+            return super().draw(indices, generator)
+
+    options = {"steps": 12, "checkpoint": tmp_path / "c.safetensors"}
+    with pytest.raises(OSError, match="gone"):
+        linear_run(data=Stops(), checkpoint_every=3, **options)
+    resumed = linear_run(data=Drawn(), checkpoint_every=3, **options)
+    whole = linear_run(data=Drawn(), steps=12)
+    assert resumed[1].rows == whole[1].rows
+    assert torch.equal(resumed[0].weight, whole[0].weight)
+
+
 def test_step_tells_where_the_run_is():
     seen = []
 

@@ -40,7 +40,8 @@ class Batches:
     """Fetches this process's share of the batch of a step.
 
     Args:
-        data: has ``batch(indices)``, or is called with the indices itself.
+        data: has ``draw(indices, generator)`` or ``batch(indices)``, or is called with
+            the indices itself.
         batch_size: items per step, over all processes.
         seed: of the order.
         drop_last: leave out an epoch's incomplete last batch.
@@ -64,7 +65,7 @@ class Batches:
             raise ValueError(
                 f"batch_size {batch_size} does not divide over {workers} processes"
             )
-        self.load = getattr(data, "batch", data)
+        self.data, self.seed, self.rank = data, seed, rank
         self.order = partial(
             batch_indices,
             n=len(data),
@@ -78,7 +79,14 @@ class Batches:
     def __call__(self, index: int) -> tuple[int, Tensor, Any]:
         """Epoch, indices and batch of step ``index``."""
         items = self.order(index)[self.share]
-        return index // self.per_epoch, items, self.load(items)
+        return index // self.per_epoch, items, self._load(index, items)
+
+    def _load(self, index: int, items: Tensor) -> Any:
+        if hasattr(self.data, "draw"):
+            # A generator of the step's own: fetching ahead and resuming change nothing.
+            own = generator(mix_seed(self.seed, 3, index, self.rank))
+            return self.data.draw(items, own)
+        return getattr(self.data, "batch", self.data)(items)
 
 
 def _batches_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:

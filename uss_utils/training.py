@@ -98,7 +98,9 @@ def fit(
         data: ``data.batch(indices)``, or ``data(indices)``, returns a batch (a tensor,
             or tuples, lists and dicts of them) for an int64 tensor of indices;
             ``len(data)`` items. It must not draw at random: ``loss_fn`` augments, with
-            ``step.generator``.
+            ``step.generator``. What has to be drawn while fetching (a partner of each
+            item) is drawn by ``data.draw(indices, generator)``, which is preferred
+            where it exists; its generator depends on seed and step alone.
         steps: optimiser steps, at least 1.
         batch_size: items per step, over all processes.
         optimisers: one, or several by name, over parameters of the model.
@@ -243,7 +245,8 @@ def _check(data: Any, batch_size: int, seed: int, **counts: int | None) -> None:
             )
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed has to be an integer of at least 0, got {seed}")
-    if not hasattr(data, "__len__") or not callable(getattr(data, "batch", data)):
+    readable = hasattr(data, "draw") or callable(getattr(data, "batch", data))
+    if not hasattr(data, "__len__") or not readable:
         raise ValueError(
             "data needs len(data) and data.batch(indices) (or data(indices)), which a "
             f"{type(data).__name__} has not"
