@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uss_utils import probes
 from uss_utils.environment import generator
 from uss_utils.probes import (
     ClusterProbe,
@@ -172,6 +173,20 @@ def test_linear_loss_is_the_mean_over_labelled_pixels():
     valid = (label >= 0) & (label < 4)
     expected = F.cross_entropy(large[valid], label[valid])
     torch.testing.assert_close(linear_probe_loss(logits, label, 4), expected)
+
+
+def test_linear_loss_does_not_depend_on_how_much_is_done_at_once(monkeypatch):
+    label = torch.randint(-1, 4, (5, 12, 12), generator=generator(7))
+
+    def loss_and_gradient():
+        logits = codes(5, 4, 3, 3).requires_grad_()
+        loss = linear_probe_loss(logits, label, 4)
+        loss.backward()
+        return loss.detach(), logits.grad
+
+    whole = loss_and_gradient()
+    monkeypatch.setattr(probes, "CACHED", 2 * 4 * 144)  # two images of five
+    torch.testing.assert_close(loss_and_gradient(), whole)
 
 
 def test_linear_loss_of_ignored_pixels_is_zero_not_nan():
