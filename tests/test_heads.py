@@ -7,9 +7,11 @@ from safetensors.torch import load_file, save_file
 from uss_utils.environment import generator
 from uss_utils.heads import (
     HEADS,
+    Chain,
     SegmentationHead,
     Standardise,
     channel_dropout,
+    fit_standardise,
     from_config,
 )
 
@@ -139,3 +141,45 @@ def test_bad_input():
         Standardise(torch.zeros(3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="mean contains NaN"):
         Standardise(torch.full((3,), torch.nan))
+
+
+# ------------------------------------------------- the fixed map, and two maps as one
+
+
+def rows(n=500, dim=6):
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(dim, dim, generator=draw)
+    return torch.randn(n, dim, generator=draw) @ mix + 5
+
+
+def test_centring_and_whitening():
+    x = rows()
+
+    def applied(head):
+        return head(x[:, :, None, None])[:, :, 0, 0]
+
+    centred = applied(fit_standardise(x, "centre"))
+    torch.testing.assert_close(centred.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    white = applied(fit_standardise(x, "whiten", 4))
+    assert white.shape == (500, 4)
+    torch.testing.assert_close(white.T.cov(), torch.eye(4), atol=1e-3, rtol=0)
+    assert torch.equal(applied(fit_standardise(x, "none")), x)
+
+
+def test_whitening_keeps_at_most_the_channels_there_are():
+    assert fit_standardise(rows(dim=3), "whiten", 32).dim == 3
+    with pytest.raises(ValueError, match="known: none, centre, whiten"):
+        fit_standardise(rows(), "bleach")
+
+
+def test_chain_applies_both_and_is_restored_from_its_config():
+    first, then = fit_standardise(rows(), "whiten", 4), SegmentationHead(4, 3)
+    chain = Chain(first, then).eval()
+    feat = torch.randn(2, 6, 5, 5)
+    torch.testing.assert_close(chain(feat), then.eval()(first(feat)))
+    again = from_config(chain.config()).eval()
+    again.load_state_dict(chain.state_dict())
+    assert torch.equal(again(feat), chain(feat))
+    assert (chain.in_dim, chain.dim) == (6, 3)
+    with pytest.raises(ValueError, match="gives 4 channels, the second takes 6"):
+        Chain(first, SegmentationHead(6, 3))

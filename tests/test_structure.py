@@ -34,7 +34,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_the_reader_of_imports_finds_them():
-    assert {"segmenter", "backbones", "presets"} <= imported(MODULES["methods.kmeans"])
+    assert {"segmenter", "heads", "presets"} <= imported(MODULES["methods.kmeans"])
     assert "methods.kmeans" in imported(MODULES["__main__"])
 
 

@@ -28,12 +28,15 @@ Backbone and features
       feature_cache   features on disk, fp16, memory-mapped, never stale
       resumable       a large file that survives being killed
     neighbours *    which images look alike
+    sources         features of a training set: in memory, on disk, or recomputed
     heads           maps from feat to code
+    correspondence * how similar the places of two images are, pair by pair
 
 Grouping
     clustering *    k-means: spherical, Euclidean, mini-batch
     pca             principal components, whitening
     probes *        cluster probe, linear probe, their maps at pixel resolution
+    readout         both probes: trained alongside a code, or fitted after it
     rows            checks and slices of feature vectors
 
 Evaluation
@@ -57,7 +60,8 @@ Training
       checkpoints     tensors and JSON in one file, without pickle
     pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
     weights_card    the weights that ship, and the card that tells their story
-    presets         settings by name, checked; overrides for the record
+    learning *      what all methods' training shares, and several seeds at once
+    presets         settings by name, checked; recipe: those that methods share
     methods *       one module per method; kmeans: the zeroth
 
 Teaching and course

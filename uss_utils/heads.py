@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from uss_utils.pca import PCA
+
 
 def channel_dropout(
     feat: Tensor,
@@ -159,6 +161,68 @@ class Standardise(nn.Module):
         return {"kind": self.kind, "in_dim": self.in_dim, "dim": dim}
 
 
+class Chain(nn.Module):
+    """A fixed map followed by a learned one, as one head.
+
+    Args:
+        first: applied to the features, e.g. a :class:`Standardise`.
+        then: applied to its result, e.g. a :class:`SegmentationHead`.
+
+    Raises:
+        ValueError: the second takes another width than the first gives.
+    """
+
+    kind = "chain"
+
+    def __init__(self, first: nn.Module, then: nn.Module):
+        super().__init__()
+        if first.dim != then.in_dim:
+            raise ValueError(
+                f"the first map gives {first.dim} channels, the second takes "
+                f"{then.in_dim}"
+            )
+        self.first, self.then = first, then
+        self.in_dim, self.dim = first.in_dim, then.dim
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, D, h, w)."""
+        return self.then(self.first(feat))
+
+    def config(self) -> dict:
+        """What :func:`from_config` needs; the values come with the state dict."""
+        parts = {"first": self.first.config(), "then": self.then.config()}
+        return {"kind": self.kind, **parts}
+
+
+def _empty_chain(first: dict, then: dict) -> Chain:
+    return Chain(from_config(first), from_config(then))
+
+
+def fit_standardise(rows: Tensor, kind: str, dim: int = 32) -> Standardise:
+    """The fixed map in front of clustering or a head, fitted to training patches.
+
+    Cosines only tell directions apart once the common mean is gone; whitening also
+    gives the weaker principal components an equal say.
+
+    Args:
+        rows: features, shape (n, C).
+        kind: "none", "centre" or "whiten".
+        dim: principal components that "whiten" keeps, at most C.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "none":
+        return Standardise(torch.zeros(rows.shape[1])).to(rows.device)
+    if kind == "centre":
+        return Standardise(rows.double().mean(0).float()).to(rows.device)
+    if kind != "whiten":
+        raise ValueError(f"unknown kind {kind!r}; known: none, centre, whiten")
+    pca = PCA.fit(rows, min(dim, rows.shape[1]), whiten=True)
+    projection = (pca.components / pca.scale[:, None]).T
+    return Standardise(pca.mean, projection).to(rows.device)
+
+
 def _empty_standardise(in_dim: int, dim: int | None) -> Standardise:
     return Standardise(
         torch.zeros(in_dim), None if dim is None else torch.zeros(in_dim, dim)
@@ -166,11 +230,12 @@ def _empty_standardise(in_dim: int, dim: int | None) -> Standardise:
 
 
 HEADS: dict[str, type[nn.Module]] = {
-    head.kind: head for head in (SegmentationHead, Standardise)
+    head.kind: head for head in (SegmentationHead, Standardise, Chain)
 }
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     SegmentationHead.kind: SegmentationHead,
     Standardise.kind: _empty_standardise,
+    Chain.kind: _empty_chain,
 }
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from tests.models import Stripes
 from uss_utils import crf, datasets
 from uss_utils.backbones import tiny_vit
-from uss_utils.environment import generator
 from uss_utils.evaluation import evaluate
 from uss_utils.methods import kmeans
 from uss_utils.methods.kmeans import Config
@@ -171,32 +170,6 @@ def test_features_that_are_not_finite(sets):
     feat[1, 3, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         kmeans.fit(model, smoke(), feat, None)
-
-
-# ------------------------------------------------------------------- standardising
-
-
-def rows(n=500, dim=6):
-    draw = generator(0)
-    mix = torch.randn(dim, dim, generator=draw)
-    return torch.randn(n, dim, generator=draw) @ mix + 5
-
-
-def test_centring_and_whitening():
-    x = rows()
-    centred = kmeans.standardise(x, smoke())(x[:, :, None, None])[:, :, 0, 0]
-    torch.testing.assert_close(centred.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
-    cfg = smoke(standardise="whiten", whiten_dim=4)
-    white = kmeans.standardise(x, cfg)(x[:, :, None, None])[:, :, 0, 0]
-    assert white.shape == (500, 4)
-    torch.testing.assert_close(white.T.cov(), torch.eye(4), atol=1e-3, rtol=0)
-    as_is = kmeans.standardise(x, smoke(standardise="none"))
-    assert torch.equal(as_is(x[:, :, None, None])[:, :, 0, 0], x)
-
-
-def test_whitening_keeps_at_most_the_channels_there_are():
-    x = rows(dim=3)
-    assert kmeans.standardise(x, smoke(standardise="whiten")).dim == 3
 
 
 def test_linear_probe_reads_what_is_linear_in_the_code():

@@ -149,6 +149,10 @@ class SegmentationDataset(Dataset):
         images = torch.stack([item["image"] for item in items])
         return images, torch.stack([item["label"] for item in items])
 
+    def labels(self, indices: Iterable[int]) -> Tensor:
+        """Labels of several items, int64 (B, H, W): what ``batch`` returns second."""
+        return self.batch(indices)[1]
+
     def with_transform(self, transform: Transform) -> "SegmentationDataset":
         """The same items with another geometry; nothing is read again."""
         other = copy.copy(self)
