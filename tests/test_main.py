@@ -96,3 +96,36 @@ def test_pretrain_writes_weights_and_a_card_that_names_no_folder(run, tmp_path):
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["config"]["vicreg_steps"] == 2 and card["versions"]["torch"]
     assert str(tmp_path) not in json.dumps(card)
+
+
+# ------------------------------------------------------------- train and evaluate
+
+
+def test_train_and_evaluate(run, tmp_path):
+    out = tmp_path / "out"
+    small = ("-s", "n_train=6", "-s", "n_val=4", "--steps", "20", "--out", out)
+    status, output = run("train", "kmeans", "--preset", "smoke", *small)
+    assert status == 0 and "| kmeans" in output and "Protocol:" in output
+    (record,) = read_records(out / "records")
+    assert record["images"] == 4 and record["overrides"]["n_train"] == 6
+    model = out / "models" / "kmeans-seed0.safetensors"
+    status, output = run("evaluate", model, "--out", tmp_path / "again")
+    assert status == 0
+    (again,) = read_records(tmp_path / "again")
+    assert again["headline"] == record["headline"]
+    status, _ = run(
+        *("evaluate", model, "--out", tmp_path / "eval", "--fit-map-on", "eval"),
+        "--no-flip",
+    )
+    (other,) = read_records(tmp_path / "eval")
+    assert "single pass" in other["protocol"]["line"]
+    assert other["headline"]["cluster_miou"] == other["cluster"]["eval"]["miou"]
+
+
+def test_train_refuses_what_it_does_not_know(run, tmp_path):
+    status, _ = run("train", "stegoo")
+    assert status.startswith("error: unknown method 'stegoo'") and "stego" in status
+    status, _ = run("train", "kmeans", "-s", "dimension=3")
+    assert status.startswith("error: unknown setting 'dimension'")
+    status, _ = run("evaluate", tmp_path / "none.safetensors")
+    assert status.startswith("error: ") and "none.safetensors" in status

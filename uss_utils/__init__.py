@@ -63,6 +63,7 @@ Training
     learning *      what all methods' training shares, and several seeds at once
     presets         settings by name, checked; recipe: those that methods share
     methods *       one module per method; kmeans: the zeroth
+    runs            the command line's train and evaluate
 
 Teaching and course
     plots *         every figure; of charts, colours, figures; diagrams * explain

@@ -103,6 +103,89 @@ def ladder(
 
 
 @app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="kmeans, stego, hp ...")],
+    preset: Annotated[str, typer.Option(help="Preset of the method.")] = "scenes",
+    data_root: DataRoot = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Your own tiny ViT instead of the shipped one.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="FIELD=VALUE of the preset; repeatable."),
+    ] = None,
+    crf: Annotated[bool, typer.Option(help="Score with the dense CRF too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints, models and records.")
+    ] = None,
+) -> None:
+    """Train a method, save its models and score them; a killed run continues."""
+    from uss_utils import methods, runs
+    from uss_utils.evaluation import leaderboard
+    from uss_utils.notebooks import parse_parameters
+    from uss_utils.paths import runs_dir
+
+    module = methods.load(method)
+    cfg = module.Config.preset(
+        preset,
+        root=data_root,
+        weights=weights,
+        steps=steps,
+        crf=crf or None,
+        **parse_parameters(setting or []),
+    )
+    folder = out or runs_dir() / preset
+    records = runs.train(module, cfg, range(seeds), folder, device=device)
+    typer.echo(leaderboard(records))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model that `train` saved.")],
+    data_root: DataRoot = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The backbone's file, where it was your own.")
+    ] = None,
+    fit_map_on: Annotated[
+        str, typer.Option(help="Whose labels name the clusters: train or eval.")
+    ] = "train",
+    flip: Annotated[
+        bool | None, typer.Option(help="Average with the mirror image, or not.")
+    ] = None,
+    crf: Annotated[bool, typer.Option(help="Score with the dense CRF too.")] = False,
+    limit_crf: Annotated[
+        int | None, typer.Option(help="On at most so many images.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Where the record goes.")] = None,
+) -> None:
+    """Score a saved model once more, under other switches if you like."""
+    from dataclasses import replace
+
+    from uss_utils import methods, runs
+    from uss_utils.evaluation import leaderboard
+    from uss_utils.paths import runs_dir
+    from uss_utils.segmenter import Segmenter
+
+    segmenter = Segmenter.load(model, device, weights=weights)
+    changes = {"fit_map_on": fit_map_on, "crf": crf}
+    if flip is not None:
+        changes["flip"] = flip
+    record = runs.rescore(
+        methods.load(segmenter.method),
+        segmenter,
+        out or runs_dir() / segmenter.preset / "records",
+        protocol=replace(segmenter.protocol, **changes),
+        limit_crf=limit_crf,
+        root=data_root,
+    )
+    typer.echo(leaderboard([record]))
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     dataset: Annotated[

@@ -1,0 +1,102 @@
+"""Training and scoring a method from the command line, with everything kept on disk.
+
+Under one folder: ``checkpoints/`` (a killed training continues), ``models/`` (finished
+segmenters) and ``records/`` (their scores).
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from uss_utils.evaluation import EvalProtocol, evaluate, write_record
+from uss_utils.recipe import Recipe
+from uss_utils.segmenter import Segmenter
+
+
+def train(
+    method: ModuleType,
+    cfg: Recipe,
+    seeds: Iterable[int],
+    folder: Path,
+    *,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Train once per seed, save every model, score it, and write its record.
+
+    A finished model is not trained again: its training's last checkpoint is loaded.
+
+    Args:
+        method: a method's module.
+        cfg: the settings; each seed replaces theirs.
+        seeds: one training each.
+        folder: where everything goes.
+        device: where to compute; "auto" picks.
+
+    Returns:
+        The records, in the order of the seeds.
+
+    Raises:
+        ValueError: a checkpoint in ``folder`` belongs to other settings.
+        FileNotFoundError: the data set is not there.
+    """
+    name = method.__name__.rpartition(".")[2]
+    val_set = cfg.open("val")
+    learned = hasattr(method, "prepare")
+    if learned:
+        material = method.prepare(cfg, device=device, progress=True)
+    records = []
+    for seed in seeds:
+        own, stem = replace(cfg, seed=seed), f"{name}-seed{seed}"
+        if learned:
+            place = folder / "checkpoints" / f"{stem}.safetensors"
+            segmenter = method.train(own, material, checkpoint=place).segmenter
+        else:
+            segmenter = method.train(own, device=device, progress=True)
+        print("model:", segmenter.save(folder / "models" / stem))
+        record = evaluate(segmenter, val_set, limit_crf=cfg.limit_crf, progress=True)
+        write_record(record, folder / "records")
+        records.append(record)
+    return records
+
+
+def rescore(
+    method: ModuleType,
+    segmenter: Segmenter,
+    folder: Path,
+    *,
+    protocol: EvalProtocol,
+    limit_crf: int | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Score a saved model on the evaluated split of the settings it was trained with.
+
+    Args:
+        method: its method's module.
+        segmenter: the model.
+        folder: where the record goes.
+        protocol: the switches.
+        limit_crf: most images with CRF.
+        overrides: settings replaced, ``root`` above all.
+
+    Raises:
+        ValueError: the model was trained with settings that no preset names.
+    """
+    if segmenter.preset not in method.PRESETS:
+        raise ValueError(
+            f"the model's preset {segmenter.preset!r} is none of this version: "
+            + ", ".join(method.PRESETS)
+        )
+    stored = dict(segmenter.meta.get("overrides", {}))
+    stored.pop("weights", None)  # only a file's name; the model has its backbone
+    cfg = method.Config.preset(segmenter.preset, **stored | overrides)
+    record = evaluate(
+        segmenter,
+        cfg.open("val"),
+        protocol=protocol,
+        limit_crf=limit_crf,
+        progress=True,
+    )
+    write_record(record, folder)
+    return record
