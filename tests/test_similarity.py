@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 
 from uss_utils import similarity
+from uss_utils.correspondence import correlation
 from uss_utils.environment import generator
+from uss_utils.similarity import (
+    average_precision,
+    label_cooccurrence,
+    precision_recall,
+)
 
 # Two images of 2 x 2 patches of 4 x 4 pixels.
 LABEL = torch.tensor([[[0, 0], [1, 1]], [[-1, 2], [0, 1]]])
@@ -117,3 +123,52 @@ class TestSharedCosines:
             similarity.shared_cosines(first, second, shift)
         with pytest.raises(ValueError, match="two overlapping windows"):
             similarity.shared_cosines(first, self.CONTENT[:n], 2)
+
+
+def corners(n=1):
+    """The four corner points of a map, as a 2 x 2 grid."""
+    x, y = torch.meshgrid(*[torch.tensor([-1.0, 1])] * 2, indexing="ij")
+    return torch.stack([x, y], -1).expand(n, 2, 2, 2)
+
+
+def test_labels_agree_where_classes_are_equal():
+    label = torch.tensor([[[0, 0, 2], [0, 0, 2], [-1, 2, 2]]])
+    feat = torch.randn(1, 6, 5, 5, generator=generator(0))
+    feat_corr, agreement = label_cooccurrence(feat, label, corners(), corners(), 3)
+    at = torch.tensor([[0, 2], [-1, 2]]).flatten()  # rows: y, columns: x
+    expected = (at[:, None] == at).float().view(1, 2, 2, 2, 2)
+    torch.testing.assert_close(agreement, expected)
+    own = feat[:, :, ::4, ::4]
+    torch.testing.assert_close(feat_corr, correlation(own, own))
+
+
+def test_between_two_classes_labels_agree_in_part():
+    label = torch.tensor([[[0, 1]]])
+    middle = torch.tensor([[[[0.5, 0.0]]]])  # a quarter of 0, three quarters of 1
+    feat = torch.ones(1, 2, 2, 2)
+    _, agreement = label_cooccurrence(feat, label, middle, middle, 2)
+    assert float(agreement) == pytest.approx(0.25**2 + 0.75**2)
+
+
+def test_average_precision_of_a_small_ranking():
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    relevant = torch.tensor([True, False, True, False])
+    precision, recall = precision_recall(scores, relevant)
+    torch.testing.assert_close(
+        precision, torch.tensor([1, 1 / 2, 2 / 3, 1 / 2]).double()
+    )
+    torch.testing.assert_close(recall, torch.tensor([0.5, 0.5, 1, 1]).double())
+    assert average_precision(scores, relevant) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert average_precision(relevant.float(), relevant) == 1.0
+
+
+def test_the_order_of_equal_scores_does_not_matter():
+    relevant = torch.rand(300, generator=generator(0)) < 0.3
+    share = float(relevant.float().mean())
+    assert average_precision(torch.zeros(300), relevant) == pytest.approx(share)
+    assert average_precision(torch.zeros(300), relevant.flip(0)) == pytest.approx(share)
+
+
+def test_recall_of_nothing():
+    with pytest.raises(ValueError, match="nothing is relevant"):
+        average_precision(torch.ones(4), torch.zeros(4, dtype=torch.bool))

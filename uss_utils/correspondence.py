@@ -5,10 +5,12 @@ tensors here have shape (B, h, w, i, j), where ``[b, h, w, i, j]`` compares plac
 of the first image of pair b with place (i, j) of the second.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from uss_utils.features import sample_at
 
@@ -114,12 +116,14 @@ def shift_for_share(feat_corr: Tensor, share: float) -> float:
     return float(np.quantile(values, 1 - share))
 
 
-def random_coords(n: int, samples: int, generator: torch.Generator) -> Tensor:
+def random_coords(
+    n: int, samples: int, generator: torch.Generator | None = None
+) -> Tensor:
     """Random points (x, y) in [-1, 1), shape (n, samples, samples, 2)."""
     return 2 * torch.rand(n, samples, samples, 2, generator=generator) - 1
 
 
-def random_partners(n: int, generator: torch.Generator) -> Tensor:
+def random_partners(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Another image of the batch for every image.
 
     A random permutation in which every image that met itself gets the next one
@@ -127,7 +131,7 @@ def random_partners(n: int, generator: torch.Generator) -> Tensor:
 
     Args:
         n: images in the batch.
-        generator: CPU generator.
+        generator: CPU generator; None uses torch's global one.
 
     Returns:
         Index of each image's partner, never its own, int64 (n,).
@@ -145,59 +149,166 @@ def random_partners(n: int, generator: torch.Generator) -> Tensor:
     return (partners + own) % n
 
 
-def label_cooccurrence(
-    feat: Tensor, label: Tensor, coords1: Tensor, coords2: Tensor, n_classes: int
-) -> tuple[Tensor, Tensor]:
-    """Do places with similar features have the same class (STEGO, figure 3)?
+class Terms(NamedTuple):
+    """One value for each kind of pair that STEGO learns from.
 
-    Args:
-        feat: shape (B, C, h, w).
-        label: classes, int64 (B, H, W), ignore = -1.
-        coords1: points (x, y) as in :func:`~uss_utils.features.sample_at`, shape
-            (B, P, Q, 2).
-        coords2: points of the same images they are compared with, same shape.
-        n_classes: K.
-
-    Returns:
-        Correlation of the features, not centred, and how much the labels agree, in
-        [0, 1]: each point has a soft label, interpolated between its four pixels, and
-        two of them agree by their inner product. "Ignored" counts as one more class.
-        Both of shape (B, Q, P, Q, P): the points' axes are exchanged as in sampling.
+    Attributes:
+        intra: two places of the same image.
+        inter: a place of the image, one of a nearest neighbour.
+        neg: a place of the image, one of another image of the batch.
     """
-    soft1, soft2 = [], []
-    for image, first, second in zip(label, coords1, coords2, strict=True):
-        # One image at a time: one-hot labels of a batch are large.
-        one_hot = F.one_hot(image + 1, n_classes + 1).permute(2, 0, 1)[None].to(feat)
-        soft1.append(sample_at(one_hot, first[None]))
-        soft2.append(sample_at(one_hot, second[None]))
-    agreement = torch.einsum("bkhw,bkij->bhwij", torch.cat(soft1), torch.cat(soft2))
-    return correlation(sample_at(feat, coords1), sample_at(feat, coords2)), agreement
+
+    intra: float
+    inter: float
+    neg: float
 
 
-def precision_recall(scores: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision and recall of "the score is at least t", for every t that occurs.
+def pair_correlations(
+    map: Tensor, map_pos: Tensor, coords: tuple[Tensor, Tensor], perms: Tensor
+) -> dict[str, list[Tensor]]:
+    """Correlations at sampled points for the three kinds of pairs.
 
     Args:
-        scores: any shape.
-        relevant: bool, same shape; for labels that agree: ``agreement > 0.5``.
+        map: features or codes of the images, shape (B, C, h, w).
+        map_pos: those of their neighbours, same shape.
+        coords: points of the images, and points of the images they are compared with,
+            each (B, P, Q, 2) as in :func:`~uss_utils.features.sample_at`.
+        perms: row r holds the partner of every image in draw r, int64 (R, B).
 
     Returns:
-        Precision and recall in [0, 1], from the highest t to the lowest.
+        For each of :class:`Terms` a list, of one element or ("neg") of R, of
+        correlations, shape (B, Q, P, Q, P).
+    """
+    here, there = (points.to(map) for points in coords)
+    own = sample_at(map, here)
+    # index_select copies whole images, several times faster than map[partners].
+    others = (map.index_select(0, partners) for partners in perms.to(map.device))
+    return {
+        "intra": [correlation(own, own)],
+        "inter": [correlation(own, sample_at(map_pos, there))],
+        "neg": [correlation(own, sample_at(other, there)) for other in others],
+    }
+
+
+class CorrespondenceLoss(nn.Module):
+    """STEGO's loss: the weighted mean of the pair loss over three kinds of pairs.
+
+    Args:
+        weights: of the three terms, in the order of :class:`Terms`.
+        shifts: limits b between attraction and repulsion, likewise.
+        samples: S; S x S random points of each image are compared.
+        negatives: random partners per image.
+        pointwise: centre the correlations of the features (:func:`centre`).
+        zero_clamp: see ``clamp`` of :func:`pair_loss`.
+        stabilize: see :func:`pair_loss`.
 
     Raises:
-        ValueError: nothing is relevant.
+        ValueError: not three weights and shifts, or nothing to sample.
     """
-    ordered, order = scores.flatten().sort(descending=True)
-    hits = relevant.flatten()[order].double().cumsum(0)
-    if not len(hits) or hits[-1] == 0:
-        raise ValueError("nothing is relevant, so there is no recall to measure")
-    # Equal scores cannot be told apart: only the last of them is a place to cut.
-    last = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1).bool()])
-    rank = torch.arange(1, len(hits) + 1, device=hits.device)
-    return (hits / rank)[last], (hits / hits[-1])[last]
 
+    def __init__(
+        self,
+        weights: tuple[float, float, float],
+        shifts: tuple[float, float, float],
+        samples: int = 11,
+        negatives: int = 5,
+        pointwise: bool = True,
+        zero_clamp: bool = True,
+        stabilize: bool = False,
+    ):
+        super().__init__()
+        if len(weights) != 3 or len(shifts) != 3:
+            raise ValueError(
+                "three weights and three shifts are needed (intra, inter, neg), got "
+                f"{len(weights)} and {len(shifts)}"
+            )
+        if samples < 1 or negatives < 1:
+            raise ValueError(
+                "at least one sample and one negative are needed, got "
+                f"samples={samples}, negatives={negatives}"
+            )
+        self.weights, self.shifts = Terms(*weights), Terms(*shifts)
+        self.samples, self.negatives = samples, negatives
+        self.pointwise, self.zero_clamp = pointwise, zero_clamp
+        self.stabilize = stabilize
 
-def average_precision(scores: Tensor, relevant: Tensor) -> float:
-    """Area under the steps of :func:`precision_recall`, in [0, 1]."""
-    precision, recall = precision_recall(scores, relevant)
-    return float((precision * recall.diff(prepend=recall.new_zeros(1))).sum())
+    def draw(
+        self, n: int, generator: torch.Generator
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Random points and partners for a batch of ``n`` images.
+
+        Returns:
+            ``coords`` and ``perms`` as :func:`pair_correlations` takes them.
+
+        Raises:
+            ValueError: a batch of one image.
+        """
+        coords = tuple(random_coords(n, self.samples, generator) for _ in range(2))
+        draws = [random_partners(n, generator) for _ in range(self.negatives)]
+        return coords, torch.stack(draws)
+
+    def forward(
+        self,
+        feat: Tensor,
+        feat_pos: Tensor,
+        code: Tensor,
+        code_pos: Tensor,
+        coords: tuple[Tensor, Tensor] | None = None,
+        perms: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of pairs.
+
+        Args:
+            feat: features of the images, shape (B, C, h, w).
+            feat_pos: features of their neighbours, same shape.
+            code: codes of the images, shape (B, D, h, w).
+            code_pos: codes of the neighbours, same shape.
+            coords: points, see :func:`pair_correlations`; None draws them.
+            perms: partners, see :func:`pair_correlations`; None draws them.
+            generator: CPU generator of the draws; None uses torch's global one.
+
+        Returns:
+            The loss, and its parts by term ("intra", "inter", "neg"), detached:
+            ``parts["intra"]`` is the mean pair loss, ``parts["map_intra"]`` the pair
+            loss of every pair of places and ``parts["code_intra"]`` the correlation of
+            their codes, both (B, Q, P, Q, P); for "neg" (R B, ...), draw by draw.
+
+        Raises:
+            ValueError: a batch of one image and no ``perms``.
+        """
+        if coords is None or perms is None:
+            drawn = self.draw(len(feat), generator)
+            coords = drawn[0] if coords is None else coords
+            perms = drawn[1] if perms is None else perms
+        # Cosines in half precision would round away what the shifts tell apart.
+        with torch.autocast(feat.device.type, enabled=False):
+            with torch.no_grad():
+                feats = pair_correlations(feat.float(), feat_pos.float(), coords, perms)
+            codes = pair_correlations(code.float(), code_pos.float(), coords, perms)
+            return self._total(feats, codes)
+
+    def _total(
+        self, feats: dict[str, list[Tensor]], codes: dict[str, list[Tensor]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        total, parts = 0.0, {}
+        for name, weight in self.weights._asdict().items():
+            shift = getattr(self.shifts, name)
+            losses = torch.cat(
+                [
+                    pair_loss(
+                        centre(f) if self.pointwise else f,
+                        s,
+                        shift,
+                        self.zero_clamp,
+                        self.stabilize,
+                    )
+                    for f, s in zip(feats[name], codes[name], strict=True)
+                ]
+            )
+            mean = losses.mean()
+            total = total + weight * mean
+            parts[name] = mean.detach()
+            parts[f"map_{name}"] = losses.detach()
+            parts[f"code_{name}"] = torch.cat(codes[name]).detach()
+        return total, parts

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uss_utils.correspondence import correlation
+from uss_utils.features import sample_at
+
 METRICS = ("cosine", "euclidean")
 
 
@@ -128,6 +131,64 @@ def shared_cosines(first: Tensor, second: Tensor, shift: int) -> dict[str, float
         "neither": (inner, moved.roll(1, 0)),
     }
     return {name: float((x * y).sum(1).mean()) for name, (x, y) in pairs.items()}
+
+
+def label_cooccurrence(
+    feat: Tensor, label: Tensor, coords1: Tensor, coords2: Tensor, n_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Do places with similar features have the same class (STEGO, figure 3)?
+
+    Args:
+        feat: shape (B, C, h, w).
+        label: classes, int64 (B, H, W), ignore = -1.
+        coords1: points (x, y) as in :func:`~uss_utils.features.sample_at`, shape
+            (B, P, Q, 2).
+        coords2: points of the same images they are compared with, same shape.
+        n_classes: K.
+
+    Returns:
+        Correlation of the features, not centred, and how much the labels agree, in
+        [0, 1]: each point has a soft label, interpolated between its four pixels, and
+        two of them agree by their inner product. "Ignored" counts as one more class.
+        Both of shape (B, Q, P, Q, P): the points' axes are exchanged as in sampling.
+    """
+    soft1, soft2 = [], []
+    for image, first, second in zip(label, coords1, coords2, strict=True):
+        # One image at a time: one-hot labels of a batch are large.
+        one_hot = F.one_hot(image + 1, n_classes + 1).permute(2, 0, 1)[None].to(feat)
+        soft1.append(sample_at(one_hot, first[None]))
+        soft2.append(sample_at(one_hot, second[None]))
+    agreement = torch.einsum("bkhw,bkij->bhwij", torch.cat(soft1), torch.cat(soft2))
+    return correlation(sample_at(feat, coords1), sample_at(feat, coords2)), agreement
+
+
+def precision_recall(scores: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision and recall of "the score is at least t", for every t that occurs.
+
+    Args:
+        scores: any shape.
+        relevant: bool, same shape; for labels that agree: ``agreement > 0.5``.
+
+    Returns:
+        Precision and recall in [0, 1], from the highest t to the lowest.
+
+    Raises:
+        ValueError: nothing is relevant.
+    """
+    ordered, order = scores.flatten().sort(descending=True)
+    hits = relevant.flatten()[order].double().cumsum(0)
+    if not len(hits) or hits[-1] == 0:
+        raise ValueError("nothing is relevant, so there is no recall to measure")
+    # Equal scores cannot be told apart: only the last of them is a place to cut.
+    last = torch.cat([ordered[1:] != ordered[:-1], ordered.new_ones(1).bool()])
+    rank = torch.arange(1, len(hits) + 1, device=hits.device)
+    return (hits / rank)[last], (hits / hits[-1])[last]
+
+
+def average_precision(scores: Tensor, relevant: Tensor) -> float:
+    """Area under the steps of :func:`precision_recall`, in [0, 1]."""
+    precision, recall = precision_recall(scores, relevant)
+    return float((precision * recall.diff(prepend=recall.new_zeros(1))).sum())
 
 
 def _triplets(

@@ -6,14 +6,13 @@ import pytest
 
 from tests.golden.golden import assert_close, golden_files, load
 from uss_utils.correspondence import (
-    average_precision,
+    CorrespondenceLoss,
     centre,
     correlation,
-    label_cooccurrence,
     pair_loss,
 )
-from uss_utils.methods.stego import CorrespondenceLoss
 from uss_utils.probes import ClusterProbe, LinearProbe, linear_probe_loss
+from uss_utils.similarity import average_precision, label_cooccurrence
 
 pytestmark = pytest.mark.golden
 TERMS = ("intra", "inter", "neg")
