@@ -38,6 +38,10 @@ Grouping
     probes *        cluster probe, linear probe, their maps at pixel resolution
     readout         both probes: trained alongside a code, or fitted after it
     rows            checks and slices of feature vectors
+    positives       patches more alike than a reference pool; the loss on them
+    contrast        contrastive loss over a whole batch, one image's rows at a time
+    local_attention  neighbours weighed by attention, mixed into a code
+    photometric     an image in other colours
 
 Evaluation
     evaluation *    evaluate(): one protocol, one record for every method

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from uss_utils.datasets.transforms import normalise_rgb
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma: the axis that hue turns around
 
@@ -172,8 +172,6 @@ def two_views(
         upright: which images have an up, bool, shape (B,); None: all.
     """
     source = images.permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(source)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1).to(source)
     boxes = draw_boxes(len(images), images.shape[1:3], window, scale, generator)
     views = []
     for box in boxes:
@@ -183,7 +181,7 @@ def two_views(
         else:
             flip[:, 1] &= ~upright
         pixels = photometric(crop(source, box, flip, view), generator)
-        views.append(View((pixels - mean) / std, box, flip))
+        views.append(View(normalise_rgb(pixels), box, flip))
     return views[0], views[1]
 
 

@@ -44,9 +44,19 @@ def normalise(image: Tensor | np.ndarray) -> Tensor:
             "normalise expects uint8 RGB of shape (H, W, 3) or (B, H, W, 3), got "
             f"{image.dtype} of shape {tuple(image.shape)}"
         )
-    image = image.movedim(-1, -3).contiguous().float().div_(255)
-    mean, std = _channel(IMAGENET_MEAN, image), _channel(IMAGENET_STD, image)
-    return image.sub_(mean).div_(std)
+    return normalise_rgb(image.movedim(-1, -3).contiguous().float().div_(255))
+
+
+def normalise_rgb(rgb: Tensor) -> Tensor:
+    """Colours in [0, 1] to normalised ones: the inverse of :func:`denormalise`.
+
+    Args:
+        rgb: float, shape (..., 3, H, W).
+
+    Returns:
+        Same shape.
+    """
+    return (rgb - _channel(IMAGENET_MEAN, rgb)) / _channel(IMAGENET_STD, rgb)
 
 
 def denormalise(image: Tensor) -> Tensor:
