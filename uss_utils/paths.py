@@ -64,7 +64,7 @@ def dataset_root(name: str, root: str | Path | None = None) -> Path:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, bulk: bool = False) -> Iterator[Path]:
     """Write a file completely or not at all.
 
     Yields a temporary path in the same folder; it replaces ``path`` when the block
@@ -74,6 +74,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: the file to create or replace; missing folders are made.
+        bulk: one of very many files in its folder. Nothing is cleared away and nothing
+            waits for the disk: the caller does both once (:func:`clear_leftovers`,
+            :func:`settle`), and after a power cut the file may be empty.
 
     Raises:
         OSError: the folder is read-only or the disk is full; the message names
@@ -82,11 +85,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
+        if not bulk:
+            clear_leftovers(path.parent, path.name)
         temporary = _beside(path)
         yield temporary
-        # A rename is only durable once the content is: sync before replacing.
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if not bulk:
+            # A rename is only durable once the content is: sync before replacing.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -100,10 +106,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def settle() -> None:
+    """Wait until what was written in bulk has reached the disk."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 def _beside(path: Path) -> Path:
     """An empty temporary file in the folder of ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
     handle, name = tempfile.mkstemp(
         prefix=f"{_mark()}{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
     )
@@ -111,9 +122,15 @@ def _beside(path: Path) -> Path:
     return Path(name)
 
 
-def _clear_leftovers(path: Path) -> None:
-    """Remove temporary files of ``path`` whose writer on this machine is dead."""
-    for leftover in path.parent.glob(f"{_mark()}*-{glob.escape(path.name)}"):
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files whose writer on this machine is dead.
+
+    Args:
+        folder: where to look; may be absent.
+        name: only those of this file; None: of any.
+    """
+    of = f"-{glob.escape(name)}" if name is not None else ""
+    for leftover in folder.glob(f"{_mark()}*{of}"):
         writer = leftover.name.removeprefix(_mark()).partition("-")[0]
         if writer.isdecimal() and not _alive(int(writer)):
             leftover.unlink(missing_ok=True)

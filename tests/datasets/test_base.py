@@ -73,9 +73,23 @@ def test_batch_of_different_sizes_names_the_remedy():
     assert data.transform == Transform()
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_labels_are_those_of_the_batch(labels):
+    data = Toy(labels=labels).with_transform(Transform("resize", (8, 4)))
+    for chosen in (data, data.subset([4, 1, 2])):
+        assert torch.equal(chosen.labels([2, 0]), chosen.batch([2, 0])[1])
+        assert chosen.labels(torch.tensor([1])).dtype == torch.int64
+    with pytest.raises(IndexError, match="item 5 of 5"):
+        data.labels([5])
+    with pytest.raises(ValueError, match="_000001 is 5x6"):
+        Toy(sizes=((4, 6), (5, 6)), labels=labels).labels([0, 1])
+
+
 def test_batch_needs_an_index():
     with pytest.raises(ValueError, match="at least one index"):
         Toy().batch([])
+    with pytest.raises(ValueError, match="at least one index"):
+        Toy().labels([])
 
 
 def test_error_in_a_thread_reaches_the_caller():

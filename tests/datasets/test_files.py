@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from uss_utils.datasets.files import list_files, read_ids, read_image
+from uss_utils.datasets import files
+from uss_utils.datasets.files import FileDataset, list_files, read_ids, read_image
+from uss_utils.datasets.labels import strict_table
 
 CUT = ["jpg", "progressive.jpg", "png", "bmp", "tif", "webp"]
 RNG = np.random.default_rng(0)
@@ -144,3 +147,54 @@ def test_list_files(tmp_path):
     for name in ("b.JPG", "a.png", "._a.png", "notes.txt", "c.WebP"):
         (tmp_path / name).touch()
     assert [p.name for p in list_files(tmp_path)] == ["a.png", "b.JPG", "c.WebP"]
+
+
+# -------------------------------------------------------------------- file data sets
+
+
+def file_set(pairs, table=None, upright=True):
+    table = strict_table(3) if table is None else table
+    colours = np.zeros((3, 3), np.uint8)
+    data = FileDataset("toy", "train", pairs, ("a", "b", "c"), colours, table)
+    data.upright = upright
+    return data
+
+
+def test_labels_alone_need_no_decoded_image(tmp_path, monkeypatch):
+    label = save(tmp_path / "l.png", RNG.integers(0, 3, (24, 32), dtype=np.uint8))
+    images = [save(tmp_path / f"i.{suffix}", PHOTO) for suffix in ("jpg", "png")]
+    pairs = [(images[0], label), (images[1], label), (images[0], None)]
+    data = file_set(pairs, upright=False)
+    expected = data.batch([0, 1, 2])[1]
+    monkeypatch.setattr(files, "read_image", None)
+    assert torch.equal(data.labels([0, 1, 2]), expected)
+    assert torch.equal(data.subset([1, 2]).labels([0, 1]), expected[1:])
+    assert (expected[2] == -1).all() and expected[0].max() == 2
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_the_cameras_tag_turns_only_sets_that_want_it(tmp_path, upright):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = save(tmp_path / "i.jpg", PHOTO, exif=exif)
+    size = (32, 24) if upright else (24, 32)
+    right = save(tmp_path / "l.png", np.zeros(size, np.uint8))
+    wrong = save(tmp_path / "w.png", np.zeros(size[::-1], np.uint8))
+    data = file_set([(image, right), (image, wrong)], upright=upright)
+    assert data.read(0)[0].shape[:2] == size == data.read_label(0).shape
+    for read in (data.read, data.read_label):
+        with pytest.raises(ValueError, match=r"sizes differ: image .*i.jpg .*w.png is"):
+            read(1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_unknown_ids_are_refused_or_ignored_as_the_table_says(tmp_path, dtype):
+    ids = np.array([[0, 1, 2, 200]], dtype)
+    if dtype == np.uint16:
+        ids[0, 3] = 1000
+    pair = (save(tmp_path / "i.png", PHOTO[:1, :4]), save(tmp_path / "l.png", ids))
+    lenient = np.array([2, -1, 0] + [-1] * 253)
+    assert file_set([pair], lenient).read(0)[1].tolist() == [[2, -1, 0, -1]]
+    match = rf"label id {ids[0, 3]} in .*l.png .*ids 0\.\.2 and 255 \(ignored\) are kn"
+    with pytest.raises(ValueError, match=match):
+        file_set([pair]).read(0)

@@ -75,6 +75,11 @@ def test_remap_ignores_ids_outside_the_table():
     for kind in (np.array, torch.tensor):
         mapped = remap(kind([-3, -1, 0, 1, 2, 900]), table)
         assert mapped.tolist() == [-1, -1, 4, 5, -1, -1]
+    for dtype in (np.int8, np.uint8, np.dtype(">u2"), np.uint64):
+        ids = np.array([-3, 1, 2]).astype(dtype)
+        assert remap(ids, table).tolist() == [-1, 5, -1]
+    assert remap(np.array([-1, 255, 256]), "potsdam3").tolist() == [-1, -1, -1]
+    assert remap(np.array([-1, 3], np.int8), "potsdam3").tolist() == [-1, 2]
     outside = labels._remap_tensor(torch.tensor([-3, 1, 2]), torch.tensor(table))
     assert outside.tolist() == [-1, 5, -1]
 

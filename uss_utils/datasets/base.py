@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -65,6 +65,14 @@ class SegmentationDataset(Dataset):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Raw pixels: uint8 RGB (H, W, 3) and int64 label (H, W), ignore = -1."""
         raise NotImplementedError
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Raw label alone, int64 (H, W), all -1 without one.
+
+        File sets override it: their images need not be decoded.
+        """
+        image, label = self.read(index)
+        return np.full(image.shape[:2], -1) if label is None else label
 
     def item_name(self, index: int) -> str:
         """Short name of an item, unique in its split."""
@@ -133,11 +141,38 @@ class SegmentationDataset(Dataset):
         Raises:
             ValueError: no index was given, or the items differ in size.
         """
+        items = self._items(self.__getitem__, indices)
+        images = torch.stack([item["image"] for item in items])
+        return images, torch.stack([item["label"] for item in items])
+
+    def labels(self, indices: Iterable[int]) -> Tensor:
+        """Labels alone, read without the images where these lie in files of their own.
+
+        Args:
+            indices: as for :meth:`batch`.
+
+        Returns:
+            int64 (B, H, W): what :meth:`batch` returns second.
+
+        Raises:
+            ValueError: no index was given, or the items differ in size.
+        """
+        items = self._items(self._label_item, indices)
+        return torch.stack([item["label"] for item in items])
+
+    def _label_item(self, index: int) -> dict:
+        index = self._checked(index)
+        label = self.transform.apply_label(self.read_label(index))
+        label = torch.from_numpy(label.astype(np.int64))
+        return {"label": label, "name": self.item_name(index)}
+
+    def _items(self, read: Callable[[int], dict], indices: Iterable[int]) -> list[dict]:
+        """Items read by a few threads, all of one size."""
         indices = [int(i) for i in indices]
         if not indices:
             raise ValueError("a batch needs at least one index")
-        items = self._parallel(self.__getitem__, indices)
-        sizes = {tuple(item["image"].shape[-2:]): item["name"] for item in items}
+        items = self._parallel(read, indices)
+        sizes = {tuple(item["label"].shape): item["name"] for item in items}
         if len(sizes) > 1:
             (a, name_a), (b, name_b) = list(sizes.items())[:2]
             raise ValueError(
@@ -146,12 +181,7 @@ class SegmentationDataset(Dataset):
                 'transform that makes them equal: Transform("resize", (H, W)) or '
                 'Transform("center", size)'
             )
-        images = torch.stack([item["image"] for item in items])
-        return images, torch.stack([item["label"] for item in items])
-
-    def labels(self, indices: Iterable[int]) -> Tensor:
-        """Labels of several items, int64 (B, H, W): what ``batch`` returns second."""
-        return self.batch(indices)[1]
+        return items
 
     def with_transform(self, transform: Transform) -> "SegmentationDataset":
         """The same items with another geometry; nothing is read again."""
@@ -190,6 +220,10 @@ class Subset(SegmentationDataset):
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Raw pixels of the chosen item; see :meth:`SegmentationDataset.read`."""
         return self.parent.read(self.indices[index])
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Raw label of the chosen item."""
+        return self.parent.read_label(self.indices[index])
 
     def item_name(self, index: int) -> str:
         """Name of the item in the set it was chosen from."""

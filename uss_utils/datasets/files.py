@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from uss_utils.datasets.base import SegmentationDataset
-from uss_utils.datasets.labels import FORBIDDEN
+from uss_utils.datasets.labels import FORBIDDEN, remap
 from uss_utils.datasets.transforms import Transform
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -35,14 +35,15 @@ def list_files(folder: Path) -> list[Path]:
     )
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A photograph as 8-bit RGB, upright.
+def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
+    """A photograph as 8-bit RGB.
 
-    The camera's orientation tag is applied, greyscale repeated, transparency laid on
-    white, 16-bit values scaled to 8 bits (not clipped).
+    Greyscale is repeated, transparency laid on white, 16-bit values are scaled to 8
+    bits (not clipped).
 
     Args:
         path: any format Pillow reads.
+        upright: apply the camera's orientation tag.
 
     Returns:
         uint8, shape (H, W, 3).
@@ -56,7 +57,7 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"no image file at {path}")
     try:
         with Image.open(path) as file:
-            return upright_rgb(file)
+            return upright_rgb(file) if upright else np.array(_to_rgb(file))
     except _DECODE_ERRORS as error:
         raise OSError(
             f"cannot read image {path}: {error}; replace the file or remove it"
@@ -72,15 +73,19 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image or label file, from its header alone.
+def stored_size(path: Path, upright: bool = True) -> tuple[int, int]:
+    """Width and height of an image or label file, from its header.
+
+    Args:
+        path: any format Pillow reads.
+        upright: apply the camera's orientation tag.
 
     Raises:
         OSError: the header cannot be read.
     """
     try:
         with Image.open(path) as file:
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = upright and file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return file.size[::-1] if turned else file.size
     except _DECODE_ERRORS as error:
         raise OSError(f"cannot read {path}: {error}") from error
@@ -191,8 +196,15 @@ class FileDataset(SegmentationDataset):
         classes: class names.
         palette: uint8 (K, 3).
         table: lookup from stored ids to classes, see :mod:`uss_utils.datasets.labels`.
+            If it forbids any id, ids that it does not know are refused; otherwise they
+            are ignored.
         transform: geometry; None keeps the pixels as they are.
+
+    Attributes:
+        upright: whether the camera's orientation tag is applied to the images.
     """
+
+    upright = True
 
     def __init__(
         self,
@@ -204,10 +216,11 @@ class FileDataset(SegmentationDataset):
         table: np.ndarray,
         transform: Transform | None = None,
     ):
-        has_labels = bool(pairs) and all(label is not None for _, label in pairs)
+        has_labels = any(label is not None for _, label in pairs)
         super().__init__(name, split, classes, palette, transform, has_labels)
-        self.pairs = list(pairs)
+        self.pairs = pairs
         self.table = table
+        self.strict = bool((table <= FORBIDDEN).any())
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -215,6 +228,18 @@ class FileDataset(SegmentationDataset):
     def item_name(self, index: int) -> str:
         """File name without suffix."""
         return self.pairs[index][0].stem
+
+    def decode_image(self, path: Path) -> np.ndarray:
+        """Pixels of an image file, uint8 RGB (H, W, 3)."""
+        return read_image(path, self.upright)
+
+    def decode_size(self, path: Path) -> tuple[int, int]:
+        """Width and height of an image file."""
+        return stored_size(path, self.upright)
+
+    def decode_ids(self, path: Path) -> np.ndarray:
+        """Stored ids of a label file, integers (H, W)."""
+        return read_ids(path)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Raw pixels: uint8 RGB (H, W, 3) and int64 label (H, W), ignore = -1.
@@ -224,20 +249,34 @@ class FileDataset(SegmentationDataset):
             ValueError: a label id is out of range, or the two sizes differ.
         """
         image_file, label_file = self.pairs[index]
-        image = read_image(image_file)
+        image = self.decode_image(image_file)
         if label_file is None:
             return image, None
-        ids = read_ids(label_file)
-        if ids.shape != image.shape[:2]:
+        return image, self._label(index, image.shape[1::-1])
+
+    def read_label(self, index: int) -> np.ndarray:
+        """Raw label alone; of the image only the header is read."""
+        image_file, label_file = self.pairs[index]
+        size = self.decode_size(image_file)
+        if label_file is None:
+            return np.full(size[::-1], -1)
+        return self._label(index, size)
+
+    def _label(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Classes of an item whose image has the given width and height."""
+        image_file, label_file = self.pairs[index]
+        ids = self.decode_ids(label_file)
+        if ids.shape != size[::-1]:
             raise ValueError(
-                f"sizes differ: image {image_file} is {image.shape[1]}x"
-                f"{image.shape[0]} pixels (width x height), its label {label_file} is "
-                f"{ids.shape[1]}x{ids.shape[0]}; resize one of them, labels by "
-                "nearest neighbour"
+                f"sizes differ: image {image_file} is {size[0]}x{size[1]} pixels "
+                f"(width x height), its label {label_file} is {ids.shape[1]}x"
+                f"{ids.shape[0]}; resize one of them, labels by nearest neighbour"
             )
-        return image, self._to_classes(ids, label_file)
+        return self._to_classes(ids, label_file)
 
     def _to_classes(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        if not self.strict:
+            return remap(ids, self.table)
         if ids.min() < 0 or ids.max() >= len(self.table):
             self._refuse(ids[(ids < 0) | (ids >= len(self.table))], path)
         label = self.table[ids]
@@ -246,13 +285,17 @@ class FileDataset(SegmentationDataset):
         return label
 
     def _refuse(self, wrong: np.ndarray, path: Path) -> None:
-        ignored = np.flatnonzero(self.table == -1)
-        also = f" and {', '.join(map(str, ignored))} (ignored)" if len(ignored) else ""
         raise ValueError(
             f"label id {int(wrong.flat[0])} in {path} is out of range "
-            f"({wrong.size} pixels): {self.name} has {self.n_classes} classes, so ids "
-            f"0..{self.n_classes - 1}{also} are known"
+            f"({wrong.size} pixels): {self.name} has {self.n_classes} classes, so "
+            f"{self._known_ids()} are known"
         )
+
+    def _known_ids(self) -> str:
+        ignored = np.flatnonzero(self.table == -1)
+        used = np.flatnonzero(self.table >= 0)
+        also = f" and {', '.join(map(str, ignored))} (ignored)" if len(ignored) else ""
+        return f"ids {used[0]}..{used[-1]}{also}"
 
     def item_digest(self, index: int) -> bytes:
         """Digest of the files' bytes and of the label table: no decoding."""

@@ -23,7 +23,7 @@ from uss_utils.datasets.files import (
     list_files,
     pair_files,
     read_ids,
-    upright_size,
+    stored_size,
 )
 from uss_utils.datasets.labels import strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform
@@ -219,7 +219,7 @@ def problems(root: str | Path | None) -> tuple[dict[str, tuple[int, int]], list[
 
 def _pair_problem(image: Path, label: Path | None) -> str | None:
     try:
-        sizes = [upright_size(path) for path in (image, label) if path is not None]
+        sizes = [stored_size(path) for path in (image, label) if path is not None]
     except OSError as error:
         return str(error)
     if len(set(sizes)) > 1:

@@ -241,8 +241,9 @@ def remap(label: Tensor | np.ndarray, table: np.ndarray | str) -> Tensor | np.nd
         raise ValueError(f"label ids must be integers, got {label.dtype}")
     if label.dtype == np.uint8 and len(table) >= 256:
         return table[label]
-    known = (label >= 0) & (label < len(table))
-    return np.where(known, table[np.where(known, label, 0)], IGNORE)
+    # Read as unsigned, negative ids are large ones: one comparison finds all unknown.
+    place = np.minimum(label.astype(np.int64).view(np.uint64), np.uint64(len(table)))
+    return np.append(table, IGNORE)[place.view(np.int64)]
 
 
 def _remap_tensor(label: Tensor, table: Tensor) -> Tensor:
