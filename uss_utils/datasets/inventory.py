@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uss_utils import paths
-from uss_utils.datasets import camvid, folder
+from uss_utils.datasets import (
+    camvid,
+    cityscapes,
+    cocostuff,
+    crops,
+    folder,
+    potsdam,
+    potsdam_tiles,
+    roots,
+)
 
 # A broken folder can have thousands of problems; these many are read.
 SHOWN = 5
@@ -19,21 +28,27 @@ class Count:
         what: e.g. "train images".
         found: number of files.
         expected: published number, or None where any number is right.
+        extra: not part of the set, but made from it: how. Its absence is no fault.
     """
 
     what: str
     found: int
     expected: int | None = None
+    extra: str = ""
 
     @property
     def complete(self) -> bool:
-        """All there; at least one where no number is prescribed."""
+        """All there; at least one where no number is prescribed; or not needed."""
+        if self.extra:
+            return True
         return self.found == self.expected if self.expected else self.found > 0
 
     def __str__(self) -> str:
-        mark = "[OK]  " if self.complete else "[MISS]"
         of = f" of {self.expected}" if self.expected else ""
-        return f"{mark} {self.what}: {self.found}{of}"
+        text = f"{self.what}: {self.found}{of}"
+        if self.extra and self.found != self.expected:
+            return f"[--]   {text} (optional: {self.extra})"
+        return f"{'[OK]  ' if self.complete else '[MISS]'} {text}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,108 @@ def check_camvid(root: str | Path | None = None) -> Report:
         "trainannot/ with --data-root. A split that is complete can be used already"
     )
     return Report("camvid", str(place), counts, step=step)
+
+
+def _crop_counts(place: Path, name: str, n_train: int) -> list[Count]:
+    images, labels = crops.count_crops(place, name, "train")
+    made = f"python -m uss_utils data prepare {name}"
+    expected = crops.PER_IMAGE * n_train
+    return [
+        Count("five crops of train, images", images, expected, made),
+        Count("five crops of train, labels", labels, expected, made),
+    ]
+
+
+def check_cocostuff(root: str | Path | None = None) -> Report:
+    """Count images, labels, lists and crops of COCO-Stuff."""
+    try:
+        place = cocostuff.find_root(root)
+    except FileNotFoundError:
+        place = roots.expected_root(root, "cocostuff")
+    counts, problems, n_train = [], [], cocostuff.CURATED["train"]
+    for split, folder_name in cocostuff.SPLITS.items():
+        for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
+            found = len(roots.listed(place / kind / folder_name, suffix))
+            counts.append(Count(f"{split} {kind}", found, cocostuff.IMAGES[split]))
+        path = cocostuff.list_file(place, split)
+        try:
+            listed = len(cocostuff.read_list(path)) if path else 0
+        except ValueError as error:
+            listed, problems = 0, [*problems, str(error)]
+        usual = path is None or path.name == cocostuff.LIST
+        expected = cocostuff.CURATED[split] if usual else listed
+        name = path.name if path else cocostuff.LIST
+        how = "made from the labels when first needed"
+        counts.append(Count(f"{split} list {name}", listed, expected, how))
+        if split == "train" and listed:
+            n_train = listed
+    counts += _crop_counts(place, cocostuff.NAME, n_train)
+    step = (
+        f"`{cocostuff.FETCH}` (20 GB, no login; with `--split val` 1.7 GB), or name "
+        "the folder that holds images/ and annotations/ with --data-root. A split that "
+        "is complete can be used already"
+    )
+    return Report(cocostuff.NAME, str(place), tuple(counts), tuple(problems), step)
+
+
+def check_cityscapes(root: str | Path | None = None) -> Report:
+    """Count images, labels and crops of Cityscapes."""
+    try:
+        place = cityscapes.find_root(root)
+    except FileNotFoundError:
+        place = roots.expected_root(root, "cityscapes")
+    counts = [
+        Count(f"{split} {kind}", len(cityscapes.find_files(place, kind, split)), n)
+        for split, n in cityscapes.SPLITS.items()
+        for kind in (cityscapes.IMAGES, cityscapes.LABELS)
+    ]
+    counts += _crop_counts(place, cityscapes.NAME, cityscapes.SPLITS["train"])
+    step = f"{cityscapes.HOW}; name it with --data-root"
+    return Report(cityscapes.NAME, str(place), tuple(counts), step=step)
+
+
+def _patch_counts(place: Path, suffix: str, splits: dict[str, int]) -> list[Count]:
+    counts = []
+    there = {kind: roots.listed(place / kind, suffix) for kind in ("imgs", "gt")}
+    for split, n in splits.items():
+        path = place / potsdam.LISTS[split]
+        listed = potsdam.read_list(path) if path.is_file() else []
+        counts.append(Count(f"{split} list {path.name}", len(listed), n))
+        for kind, what in (("imgs", "patches"), ("gt", "labels")):
+            found = len(there[kind] & set(listed))
+            counts.append(Count(f"{split} {what}", found, n))
+    return counts
+
+
+def check_potsdam(root: str | Path | None = None) -> Report:
+    """Count patches, labels and lists of the published patches of Potsdam."""
+    try:
+        place = potsdam.find_root(root)
+    except FileNotFoundError:
+        place = roots.expected_root(root, "potsdam")
+    counts = _patch_counts(place, potsdam.Potsdam.SUFFIX, potsdam.SPLITS)
+    step = (
+        f"{potsdam.HOW}, and name it with --data-root. From the tiles of ISPRS "
+        "potsdam3-tiles can be made instead"
+    )
+    return Report(potsdam.Potsdam.NAME, str(place), tuple(counts), step=step)
+
+
+def check_potsdam_tiles(root: str | Path | None = None) -> Report:
+    """Count the tiles of Potsdam and the patches cut from them."""
+    given = roots.expected_root(root, "potsdam")
+    try:
+        place = potsdam.find_tiles_root(root)
+    except FileNotFoundError:
+        place = given / potsdam.BY_TILE
+    counts = _patch_counts(place, potsdam.PotsdamTiles.SUFFIX, potsdam.TILE_SPLITS)
+    if not all(count.complete for count in counts):
+        found = potsdam_tiles.find_tiles(given) if given.is_dir() else {}
+        for kind in ("image", "label"):
+            n = len(set(found.get(kind, ())) & set(potsdam_tiles.TILES))
+            counts.append(Count(f"tiles, {kind}s", n, len(potsdam_tiles.TILES)))
+    step = potsdam.HOW_TILES
+    return Report(potsdam.PotsdamTiles.NAME, str(place), tuple(counts), step=step)
 
 
 def check_folder(root: str | Path | None = None) -> Report:
