@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from uss_utils.rows import as_float
 
 
 class Rows(NamedTuple):
@@ -56,6 +59,7 @@ class _Contrast(torch.autograd.Function):
         return total * scale
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * upstream, None, None
@@ -68,9 +72,9 @@ def _rows(
     positive = (weights * scores).sum()
     scores.masked_fill_(~denominator, -torch.inf)
     log_sum = scores.logsumexp(1)
-    # A row without denominator has no logarithm; where it also has no weight (no
-    # anchor) it plays no part.
-    log_sum = torch.where(share > 0, log_sum, 0.0)
+    # A row with an empty denominator has no logarithm; having no positive either, it
+    # is no anchor and plays no part.
+    log_sum = log_sum.masked_fill(log_sum == -torch.inf, 0.0)
     loss = (share * log_sum).sum() - positive
     if not wanted:
         return loss, None
@@ -94,7 +98,7 @@ def contrast(z: Tensor, blocks: Iterable[Rows], tau: float) -> Tensor:
         Its gradient reaches both sides of every pair.
     """
     with torch.autocast(z.device.type, enabled=False):
-        return _Contrast.apply(z.float(), blocks, tau)
+        return _Contrast.apply(as_float(z), blocks, tau)
 
 
 def by_image(n_rows: int, per_image: int) -> list[slice]:

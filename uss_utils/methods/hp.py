@@ -123,6 +123,20 @@ class Config(LearnedRecipe):
     projection_lr: float = 5e-4
     clip: float = 10.0
 
+    def __post_init__(self) -> None:
+        """Check types, choices and ranges.
+
+        Raises:
+            ValueError: a field does not fit.
+        """
+        super().__post_init__()
+        for name in ("dim", "pool", "renew", "tau"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+        for name in ("rho", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to lie in [0, 1]")
+
 
 def _published(dataset: str, backbone: str, **settings: Any) -> Config:
     """What the released settings have in common."""
@@ -141,14 +155,26 @@ _CITYSCAPES = {
 _SMALL = {"dim": 64, "batch_size": 8, "pool": 256, "renew": 20, "warmup": 50}
 
 PRESETS = presets(
-    smoke=Config(**_SMALL | {"batch_size": 4}, n_train=16, n_val=8, steps=4),
+    smoke=Config(
+        **_SMALL | {"batch_size": 4, "pool": 64, "warmup": 1, "renew": 2},
+        n_train=16,
+        n_val=8,
+        steps=4,
+    ),
     scenes=Config(**_SMALL, n_train=200, n_val=150, steps=300),
     scenes_aerial=Config(
         **_SMALL, dataset="scenes-aerial", n_train=200, n_val=150, steps=300
     ),
     camvid_tiny=Config(**_SMALL, dataset="camvid", size=(240, 320), steps=300),
     camvid_vits16=Config(
-        dataset="camvid", size=(320, 416), backbone="dino_vits16", batch_size=16
+        dataset="camvid",
+        size=(320, 416),
+        backbone="dino_vits16",
+        batch_size=16,
+        pool=1024,
+        renew=20,
+        warmup=100,
+        steps=1000,
     ),
     cocostuff27_vits8=_published("cocostuff27", "dino_vits8", steps=3877 * 3),
     cityscapes27_vits8=_published("cityscapes27", "dino_vits8", **_CITYSCAPES),
@@ -314,7 +340,8 @@ def train(
 
     def losses(model: HPTrainer, batch: dict[str, Tensor], step: Step) -> dict:
         draw = step.generator
-        place = step.index % per_epoch
+        # Counted within an epoch, as released, unless that is too short for it.
+        place = step.index % per_epoch if per_epoch > cfg.renew else step.index
         if place and place % cfg.renew == 0:
             model.model.renew(draw)
         feat, weights = _guide(material, batch["input"])
