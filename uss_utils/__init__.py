@@ -72,6 +72,7 @@ Training
     presets         settings by name, checked; recipe: those that methods share
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate
+    data_commands   the command line's part for data sets
 
 Teaching and course
     plots *         every figure; of charts, colours, figures; diagrams * explain

@@ -10,18 +10,17 @@ from typing import Annotated
 
 import typer
 
+from uss_utils.data_commands import DataRoot
+from uss_utils.data_commands import app as data_app
+
 app = typer.Typer(
     help="Unsupervised semantic segmentation: the course's command line.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Look after data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", "--root", help="Folder of the data set.")
-]
 Parameters = Annotated[
     list[str] | None,
     typer.Option("-p", "--parameter", help="NAME=VALUE for the notebooks; repeatable."),
@@ -250,39 +249,6 @@ def _public_arguments() -> str:
     """This command's arguments; where somebody's folders lie stays private."""
     words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
     return " ".join(list(words)[1:])
-
-
-@data_app.command("check")
-def data_check(name: str, data_root: DataRoot = None) -> None:
-    """List what of a data set is there, what is missing, and how to get it."""
-    from uss_utils.datasets import check
-
-    report = check(name, data_root)
-    typer.echo(str(report))
-    if not report.complete:
-        raise typer.Exit(1)
-
-
-@data_app.command("download")
-def data_download(name: str, data_root: DataRoot = None) -> None:
-    """Fetch a data set that needs no login."""
-    from uss_utils.datasets import download
-
-    if name != "camvid":
-        raise ValueError(
-            f"{name!r} is not downloaded by this command; `data check {name}` tells "
-            "how to get it. Known here: camvid"
-        )
-    typer.echo(f"ready: {download.download_camvid(data_root)}")
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """Name the data sets the package reads."""
-    from uss_utils.datasets import DATASETS
-
-    for name, info in DATASETS.items():
-        typer.echo(f"{name:16} {info.description}")
 
 
 def main() -> None:
