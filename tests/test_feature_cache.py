@@ -67,7 +67,7 @@ def test_reading_is_memory_mapped_and_files_are_as_documented(whole):
 
 
 def test_announces_its_size_before_writing(backbone, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(resumable.HalfArrayWriter, "append", lambda *a: 1 / 0)
+    monkeypatch.setattr(resumable.ArrayWriter, "append", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         FeatureCache.build(backbone, Toy(10), tmp_path)
     printed = capsys.readouterr().out

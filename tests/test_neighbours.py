@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uss_utils.neighbours import global_descriptors, nearest
+from uss_utils import neighbours
+from uss_utils.neighbours import global_descriptors, nearest, nearest_batches
 
 
 def test_descriptors_are_unit_means():
@@ -12,13 +13,23 @@ def test_descriptors_are_unit_means():
     torch.testing.assert_close(descriptors, expected)
 
 
+@pytest.mark.parametrize("columns", [3, 8, 9000])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_lists_equal_a_full_sort_for_any_chunk(chunk):
+def test_lists_equal_a_full_sort_for_any_chunk(chunk, columns, monkeypatch):
+    monkeypatch.setattr(neighbours, "COLUMNS", columns)
     descriptors = F.normalize(torch.randn(20, 6), dim=1)
     indices, cosines = nearest(descriptors, 5, chunk=chunk)
     wanted = (descriptors @ descriptors.T).sort(dim=1, descending=True)
     assert torch.equal(indices, wanted.indices[:, :5])
     torch.testing.assert_close(cosines, wanted.values[:, :5])
+
+
+def test_lists_can_begin_in_the_middle():
+    descriptors = F.normalize(torch.randn(20, 6), dim=1)
+    indices, _ = nearest(descriptors, 4)
+    rest = [part for part, _ in nearest_batches(descriptors, 4, start=13, chunk=3)]
+    assert [len(part) for part in rest] == [3, 3, 1]
+    assert torch.equal(torch.cat(rest), indices[13:])
 
 
 def test_first_is_itself_even_among_copies():

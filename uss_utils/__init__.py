@@ -31,7 +31,7 @@ Backbone and features
       extraction      the loop over the images
       feature_cache   features on disk, fp16, memory-mapped, never stale
       resumable       a large file that survives being killed
-    neighbours *    which images look alike
+    neighbours *    which images look alike; neighbour_index: kept on disk
     sources         features of a training set: in memory, on disk, or recomputed
     heads           maps from feat to code
     correspondence * how similar the places of two images are, pair by pair

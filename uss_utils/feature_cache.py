@@ -18,7 +18,7 @@ from uss_utils.environment import pick_device
 from uss_utils.extraction import device_of, feature_batches
 from uss_utils.frozen import Frozen, check_images
 from uss_utils.paths import atomic_file, cache_dir
-from uss_utils.resumable import HalfArrayWriter, explained, locked, npy_size
+from uss_utils.resumable import ArrayWriter, explained, locked, npy_size
 
 DATA, RECORD = "features.npy", "features.json"
 FORMAT = 1
@@ -83,7 +83,7 @@ class FeatureCache:
                 empty; features that half precision cannot hold.
             OSError: the place cannot be written, or the disk is full.
         """
-        key = _key(backbone, dataset)
+        key = content_key(backbone, dataset)
         path = _default(key, backbone, dataset) if folder is None else Path(folder)
         path = path.expanduser()
         with explained(path):
@@ -113,7 +113,7 @@ class FeatureCache:
             raise FileNotFoundError(
                 f"no finished feature cache in {folder}; FeatureCache.build makes it"
             )
-        return cls._checked(folder, _key(backbone, dataset))
+        return cls._checked(folder, content_key(backbone, dataset))
 
     @classmethod
     def _checked(cls, folder: Path, key: dict) -> "FeatureCache":
@@ -172,7 +172,7 @@ def _write(
     """Compute and write what is missing, then the record, then the final name."""
     shape = tuple(key["shape"])
     made_by = {**settings, "device": device.type}
-    writer = HalfArrayWriter(folder / DATA, shape, {**key, **made_by})
+    writer = ArrayWriter(folder / DATA, shape, {**key, **made_by})
     size = f"{' x '.join(map(str, shape))} fp16 = {npy_size(shape) / 1e6:.1f} MB"
     print(f"feature cache: {size} at {writer.path}")
     if writer.done:
@@ -216,8 +216,12 @@ def _halved(rows: range, feat: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return half.numpy()
 
 
-def _key(backbone: Frozen, dataset: SegmentationDataset) -> dict:
-    """What decides the content of a cache."""
+def content_key(backbone: Frozen, dataset: SegmentationDataset) -> dict:
+    """What decides the features of a data set, JSON-able; see :data:`KEY`.
+
+    Raises:
+        ValueError: no image, or one that does not divide into patches.
+    """
     if len(dataset) == 0:
         raise ValueError("there is no image to extract features from")
     images, _ = dataset.batch([0])

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, FileIO
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,37 +23,44 @@ JOURNAL_EVERY = 8  # batches between two entries of the journal
 LOCK = ".lock"
 
 
-def npy_header(shape: Sequence[int]) -> bytes:
-    """First bytes of a .npy file of little-endian float16."""
+HALF = "<f2"  # float16, little-endian
+
+
+def npy_header(shape: Sequence[int], dtype: str = HALF) -> bytes:
+    """First bytes of a .npy file."""
     buffer = BytesIO()
-    fields = {"descr": "<f2", "fortran_order": False, "shape": tuple(shape)}
+    fields = {"descr": dtype, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
-def npy_size(shape: Sequence[int]) -> int:
-    """Bytes of a complete .npy file of float16."""
-    return len(npy_header(shape)) + 2 * int(np.prod(shape))
+def npy_size(shape: Sequence[int], dtype: str = HALF) -> int:
+    """Bytes of a complete .npy file."""
+    return len(npy_header(shape, dtype)) + np.dtype(dtype).itemsize * prod(shape)
 
 
-class HalfArrayWriter:
-    """Writes a float16 array of known shape, row after row.
+class ArrayWriter:
+    """Writes an array of known shape, row after row.
 
     Args:
         path: final name of the file; its folder exists.
         shape: shape of the whole array, (N, ...).
         belongs_to: JSON-able description of what is written. An unfinished file of an
             earlier run is taken over only if its description is the same.
+        dtype: of the file, little-endian, e.g. "<f2"; what is appended is cast to it.
 
     Attributes:
         done: rows that are safely written.
     """
 
-    def __init__(self, path: Path, shape: Sequence[int], belongs_to: dict):
+    def __init__(
+        self, path: Path, shape: Sequence[int], belongs_to: dict, dtype: str = HALF
+    ):
         self.path, self.shape, self.belongs_to = path, tuple(shape), belongs_to
+        self.dtype = dtype
         self.partial = path.with_suffix(".partial")
         self.journal = path.with_suffix(".progress")
-        self.row_bytes = 2 * int(np.prod(self.shape[1:]))
+        self.row_bytes = np.dtype(dtype).itemsize * prod(self.shape[1:])
         self.done = self._taken_over()
 
     def _taken_over(self) -> int:
@@ -67,7 +75,7 @@ class HalfArrayWriter:
 
     def _end(self, rows: int) -> int:
         """Length of the file after some rows."""
-        return len(npy_header(self.shape)) + rows * self.row_bytes
+        return len(npy_header(self.shape, self.dtype)) + rows * self.row_bytes
 
     def check_space(self) -> None:
         """Refuse to start what cannot be finished.
@@ -93,7 +101,7 @@ class HalfArrayWriter:
         with self._opened() as file:
             for count, part in enumerate(parts, start=1):
                 with explained(self.path):
-                    _write_all(file, part.astype("<f2", copy=False).tobytes())
+                    _write_all(file, part.astype(self.dtype, copy=False).tobytes())
                 self.done += len(part)
                 if count % JOURNAL_EVERY == 0:
                     self._note(file)
@@ -107,7 +115,7 @@ class HalfArrayWriter:
         with file:
             with explained(self.path):
                 if not self.done:
-                    _write_all(file, npy_header(self.shape))
+                    _write_all(file, npy_header(self.shape, self.dtype))
                 file.truncate(self._end(self.done))
                 file.seek(0, os.SEEK_END)
             yield file

@@ -65,8 +65,8 @@ def sample_pixels(
 
 def labels(dataset: SegmentationDataset, batch_size: int = 32) -> Tensor:
     """All labels of a set, int16 (N, H, W): a quarter of the memory of int64."""
-    parts = in_order(dataset.batch, len(dataset), batch_size)
-    return torch.cat([label.to(torch.int16) for _, (_, label) in parts])
+    parts = in_order(dataset.labels, len(dataset), batch_size)
+    return torch.cat([label.to(torch.int16) for _, label in parts])
 
 
 def tiles(

@@ -1,4 +1,4 @@
-"""Speed of feature extraction, of the feature cache, and of the neighbour lists.
+"""Speed of feature extraction and of the feature cache.
 
 Run: ``python tests/benchmarks/bench_features.py`` on an otherwise idle machine.
 """
@@ -10,14 +10,12 @@ from os import devnull
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from timing import cpu_seconds, show
 
 from uss_utils.backbones import load
 from uss_utils.datasets.scenes import Scenes
 from uss_utils.environment import generator
 from uss_utils.features import FeatureCache, extract
-from uss_utils.neighbours import nearest
 
 TARGET = 100  # images per second at 128 x 128 on two cores
 
@@ -66,14 +64,6 @@ def cache() -> None:
         show("reading 64 cached maps 192x16x16", cpu_seconds(lambda: made.batch(rows)))
 
 
-def neighbours() -> None:
-    """As many images as Cityscapes has training crops."""
-    descriptors = F.normalize(torch.randn(14_875, 384, generator=generator(0)), dim=1)
-    seconds = cpu_seconds(lambda: nearest(descriptors, 8), 3)
-    show("8 nearest of 14875 x 384", seconds)
-
-
 if __name__ == "__main__":
     extraction()
     cache()
-    neighbours()
