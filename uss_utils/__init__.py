@@ -16,7 +16,7 @@ Data
       labels          label maps, class names, palettes
       transforms      resizing, cropping, normalising, and back
       inventory       what of a set is there, what is missing, the next step
-      download        fetching public sets
+      download        fetching public sets; coco_download: COCO-Stuff, part by part
     pictures        any picture of a user as RGB, and the size to work at
     batches         shuffled batches for training, ordered ones for the rest
     sampling        random patches and pixels of features and labels

@@ -2,62 +2,15 @@
 
 import hashlib
 import io
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.datasets.local_server import CONTENT
 from uss_utils.datasets import camvid, download
 from uss_utils.datasets.download import REGISTRY, DownloadError, Remote, fetch
-
-CONTENT = bytes(range(256)) * 4096
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.content``; breaks off as often as ``server.deaths`` says."""
-
-    def do_GET(self):
-        server = self.server
-        start = self.headers.get("Range")
-        server.requests.append((self.path, start))
-        if "missing" in self.path:
-            self.send_error(404)
-            return
-        body = server.content
-        if start and server.resumes:
-            body = body[int(start.removeprefix("bytes=").rstrip("-")) :]
-            if not body:
-                self.send_error(416)
-                return
-        self.send_response(206 if start and server.resumes else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if server.deaths > 0:
-            server.deaths -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    monkeypatch.setenv("USS_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.deaths, server.resumes = CONTENT, 0, True
-        server.requests = []
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

