@@ -74,6 +74,23 @@ def test_a_writer_on_another_machine_is_left_alone(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == sorted([target, theirs])
 
 
+def test_very_many_files_are_cleared_of_leftovers_once(tmp_path, monkeypatch):
+    target, other = tmp_path / "file.txt", tmp_path / "other.txt"
+    with monkeypatch.context() as dead:
+        dead.setattr(paths.os, "getpid", lambda: 2**22 + 1)  # no process here
+        for path in (target, other):
+            paths._beside(path)
+    with paths.atomic_file(target, bulk=True) as temporary:
+        temporary.write_text("whole")
+    paths.settle()
+    assert len(list(tmp_path.glob(".tmp-*"))) == 2
+    paths.clear_leftovers(tmp_path, "other.txt")
+    assert len(list(tmp_path.glob(".tmp-*-file.txt"))) == 1
+    paths.clear_leftovers(tmp_path)
+    paths.clear_leftovers(tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == [target] and target.read_text() == "whole"
+
+
 def test_a_living_writer_is_left_alone(tmp_path):
     target = tmp_path / "file.txt"
     command = [sys.executable, "-c", WRITER, str(target)]

@@ -1,13 +1,10 @@
 """Stored five crops: the authors' format, restarts, and refusals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,60 +136,6 @@ def test_a_killed_run_is_continued_with_the_same_files(whole, tmp_path):
         datasets.load("cityscapes27", "train", root, crops="five")
     cut(root)
     assert content(root) == content(whole)
-
-
-WORKERS = """
-import sys, time
-from pathlib import Path
-from uss_utils.datasets import processes
-
-def work(folder, job):
-    (folder / str(job)).touch()
-    time.sleep(60)
-
-if __name__ == "__main__":
-    list(processes.spread(work, Path(sys.argv[1]), range(2), processes=2))
-"""
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = task.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(task.parent.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    script, folder = tmp_path / "work.py", tmp_path / "jobs"
-    script.write_text(WORKERS)
-    folder.mkdir()
-    with subprocess.Popen([sys.executable, script, folder]) as parent:
-        wait(lambda: len(list(folder.iterdir())) == 2)
-        workers = children(parent.pid)
-        parent.kill()
-    assert len(workers) >= 2
-    wait(lambda: not any(alive(pid) for pid in workers))
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def wait(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_several_processes_make_the_same_files(whole, tmp_path):
