@@ -140,7 +140,7 @@ def check_cocostuff(root: str | Path | None = None) -> Report:
             n_train = listed
     counts += _crop_counts(place, cocostuff.NAME, n_train)
     step = (
-        f"`{cocostuff.FETCH}` (20 GB, no login; with `--split val` 1.7 GB), or name "
+        f"`{cocostuff.FETCH}` (20 GB, no login; with `--split val` 1.5 GB), or name "
         "the folder that holds images/ and annotations/ with --data-root. A split that "
         "is complete can be used already"
     )
