@@ -73,6 +73,7 @@ Training
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate
     data_commands   the command line's part for data sets
+    preparation     crops and neighbour lists of a set, made before training
 
 Teaching and course
     plots *         every figure; of charts, colours, figures; diagrams * explain

@@ -24,16 +24,31 @@ def check(name: str, data_root: DataRoot = None) -> None:
 
 
 @app.command()
-def download(name: str, data_root: DataRoot = None) -> None:
-    """Fetch a data set that needs no login."""
-    from uss_utils.datasets import download as door
+def download(
+    name: str,
+    data_root: DataRoot = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only this split (cocostuff27): train or val.")
+    ] = None,
+) -> None:
+    """Fetch a data set that needs no login; a broken download is continued."""
+    from uss_utils import datasets
+    from uss_utils.datasets.coco_download import download_cocostuff
+    from uss_utils.datasets.download import download_camvid
 
-    if name != "camvid":
-        raise ValueError(
-            f"{name!r} is not downloaded by this command; `data check {name}` tells "
-            "how to get it. Known here: camvid"
-        )
-    typer.echo(f"ready: {door.download_camvid(data_root)}")
+    if name == "cocostuff27":
+        typer.echo(f"ready: {download_cocostuff(data_root, split)}")
+        return
+    if split is not None:
+        raise ValueError(f"--split is for cocostuff27; {name} comes as a whole")
+    if name == "camvid":
+        typer.echo(f"ready: {download_camvid(data_root)}")
+        return
+    report = datasets.check(name, data_root)
+    raise ValueError(
+        f"{name} is not downloaded by this command (camvid and cocostuff27 are): "
+        f"{report.step or report.place}. `data check {name}` shows what is there"
+    )
 
 
 @app.command("list")
@@ -43,3 +58,65 @@ def list_sets() -> None:
 
     for name, info in DATASETS.items():
         typer.echo(f"{name:16} {info.description}")
+
+
+@app.command()
+def prepare(
+    name: str,
+    data_root: DataRoot = None,
+    split: Annotated[str, typer.Option(help="Split that is prepared.")] = "train",
+    crops: Annotated[
+        bool | None,
+        typer.Option(
+            help="Five crops per image; by default where training reads them."
+        ),
+    ] = None,
+    neighbours: Annotated[
+        bool, typer.Option(help="Lists of the most similar images.")
+    ] = True,
+    backbone: Annotated[
+        str, typer.Option(help="Whose features say what is similar.")
+    ] = "vit_tiny_scenes",
+    weights: Annotated[
+        Path | None, typer.Option(help="Your own weights of that backbone.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="N cuts the square centre, HxW resizes; stored sets: 224."),
+    ] = None,
+    resample: Annotated[
+        str | None,
+        typer.Option(help="nearest, as STEGO does (default), or bilinear."),
+    ] = None,
+    k: Annotated[int, typer.Option(help="Length of a list, the image included.")] = 8,
+    processes: Annotated[
+        int | None, typer.Option(help="For crops; one per core if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+) -> None:
+    """Make what training reads beside the images; a killed run is continued."""
+    from uss_utils import preparation
+
+    done = preparation.prepare(
+        name,
+        split,
+        data_root,
+        crops=crops,
+        neighbours=neighbours,
+        backbone=backbone,
+        weights=weights,
+        size=_size(size),
+        resample=resample,
+        k=k,
+        processes=processes,
+        device=device,
+    )
+    typer.echo("\n".join(done))
+
+
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    words = text.lower().split("x") if text else []
+    if len(words) > 2 or not all(word.isdecimal() for word in words):
+        raise ValueError(f"a size is given as N or HxW, such as 224; got {text}")
+    numbers = tuple(map(int, words))
+    return numbers[0] if len(numbers) == 1 else numbers or None

@@ -26,6 +26,7 @@ __all__ = [
     "Subset",
     "Transform",
     "check",
+    "info",
     "load",
     "names",
 ]
@@ -218,7 +219,12 @@ def names() -> tuple[str, ...]:
     return tuple(DATASETS)
 
 
-def _info(name: str) -> DatasetInfo:
+def info(name: str) -> DatasetInfo:
+    """The row of a data set.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
     return DATASETS[name]
@@ -257,21 +263,21 @@ def load(
         ValueError: unknown data set, split or option, or settings that make no sense.
         FileNotFoundError: the set is not there; the message says how to get it.
     """
-    info = _info(name)
-    if info.splits and split not in info.splits:
+    row = info(name)
+    if row.splits and split not in row.splits:
         raise ValueError(
-            f"data set {name!r} has no split {split!r}; known: {', '.join(info.splits)}"
+            f"data set {name!r} has no split {split!r}; known: {', '.join(row.splits)}"
         )
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit} leaves no images; give at least 1, or None")
     options = {key: value for key, value in options.items() if value is not None}
-    strange = sorted(options.keys() - set(info.options))
+    strange = sorted(options.keys() - set(row.options))
     if strange:
         raise ValueError(
             f"data set {name!r} has no option {strange[0]!r}; "
-            f"known: {', '.join(info.options) or 'none'}"
+            f"known: {', '.join(row.options) or 'none'}"
         )
-    return info.loader(split, root, size, limit, transform, **options)
+    return row.loader(split, root, size, limit, transform, **options)
 
 
 def check(name: str, root: str | Path | None = None) -> inventory.Report:
@@ -288,4 +294,4 @@ def check(name: str, root: str | Path | None = None) -> inventory.Report:
     Raises:
         ValueError: the name is unknown.
     """
-    return _info(name).checker(root)
+    return info(name).checker(root)

@@ -220,7 +220,7 @@ class FiveCrops(FileDataset):
             raise FileNotFoundError(
                 f"no complete five crops of {name} {split} at {folder} ({made}{of}). "
                 f"`python -m uss_utils data prepare {name} --split {split} --crops "
-                f"--data-root {root}` makes them, or what of them is missing"
+                f"--no-neighbours --data-root {root}` makes what is missing"
             )
         classes = CLASS_NAMES[name]
         super().__init__(
