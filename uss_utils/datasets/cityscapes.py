@@ -43,7 +43,7 @@ def find_root(root: str | Path | None = None) -> Path:
         "Cityscapes",
         root,
         names=("cityscapes", NAME, "Cityscapes"),
-        holds=(IMAGES, LABELS, "cropped"),
+        holds=(IMAGES, LABELS, f"cropped/{NAME}_five_crop_0.5"),
         advice=f"{HOW}; name it with --data-root (notebooks: DATA_ROOT)",
     )
 

@@ -30,6 +30,7 @@ from uss_utils.paths import atomic_file
 
 NAME = "cocostuff27"
 SPLITS = {"train": "train2017", "val": "val2017"}
+KINDS = {"images": ".jpg", "annotations": ".png"}
 # Published numbers: of all images, and of those on the list below.
 IMAGES = {"train": 118_287, "val": 5_000}
 CURATED = {"train": 49_629, "val": 2_175}
@@ -59,7 +60,10 @@ def find_root(root: str | Path | None = None) -> Path:
         "COCO-Stuff",
         root,
         names=("cocostuff", NAME, "COCO-Stuff"),
-        holds=("images", "annotations", "cropped"),
+        holds=(
+            *(f"{kind}/{split}" for kind in KINDS for split in SPLITS.values()),
+            f"cropped/{NAME}_five_crop_0.5",
+        ),
         advice=f"Get the set with `{FETCH}` (20 GB, no login), or name its folder with "
         "--data-root (notebooks: DATA_ROOT)",
     )
@@ -172,7 +176,7 @@ class CocoStuff(FileDataset):
                 suffix,
                 f"Complete the set with `{FETCH}`; `data check {NAME}` counts",
             )
-            for kind, suffix in (("images", ".jpg"), ("annotations", ".png"))
+            for kind, suffix in KINDS.items()
         )
         super().__init__(
             NAME,

@@ -123,7 +123,7 @@ def check_cocostuff(root: str | Path | None = None) -> Report:
         place = roots.expected_root(root, "cocostuff")
     counts, problems, n_train = [], [], cocostuff.CURATED["train"]
     for split, folder_name in cocostuff.SPLITS.items():
-        for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
+        for kind, suffix in cocostuff.KINDS.items():
             found = len(roots.listed(place / kind / folder_name, suffix))
             counts.append(Count(f"{split} {kind}", found, cocostuff.IMAGES[split]))
         path = cocostuff.list_file(place, split)

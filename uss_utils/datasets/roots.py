@@ -24,7 +24,7 @@ def find_root(
         names: of that folder under the data folder, the usual one first; also looked
             for below ``root``.
         places: further places below a folder where the set may lie.
-        holds: folders of which the set has at least one.
+        holds: folders of which the set has at least one, the surest sign first.
         advice: last sentence of the message.
 
     Raises:
@@ -32,10 +32,11 @@ def find_root(
     """
     given = expected_root(root, names[0])
     starts = [given] if root is not None else [paths.data_dir() / n for n in names]
-    for start in starts:
-        for place in ("", *names, *places):
-            if any((start / place / folder).is_dir() for folder in holds):
-                return start / place
+    for folder in holds:
+        for start in starts:
+            for place in ("", *names, *places):
+                if (start / place / folder).is_dir():
+                    return start / place
     state = "holds none of the folders" if given.is_dir() else "is absent or lacks"
     wanted = ", ".join(f"{folder}/" for folder in holds)
     raise FileNotFoundError(f"no {what} at {given}: it {state} {wanted}. {advice}")
@@ -46,31 +47,33 @@ def expected_root(root: str | Path | None, name: str) -> Path:
     return Path(root).expanduser() if root is not None else paths.data_dir() / name
 
 
-def listed(folder: Path, suffix: str) -> set[str]:
+def listed(folder: Path, suffix: str, *, filled: bool = False) -> set[str]:
     """Names without suffix of a folder's files that end in it; none if it is absent.
 
     One look at the folder: asking for a hundred thousand files one by one takes long
     on network disks. Hidden files are left out.
+
+    Args:
+        folder: where to look.
+        suffix: of the files.
+        filled: leave out empty files, too, which a power cut can leave behind; looks
+            at every file.
     """
     if not folder.is_dir():
         return set()
-    return {
-        path.name.removesuffix(suffix)
-        for path in folder.iterdir()
-        if path.name.endswith(suffix) and not path.name.startswith(".")
-    }
-
-
-def written(folder: Path, suffix: str) -> set[str]:
-    """As :func:`listed`, without empty files, which a power cut can leave behind."""
     with os.scandir(folder) as entries:
         return {
             entry.name.removesuffix(suffix)
             for entry in entries
             if entry.name.endswith(suffix)
             and not entry.name.startswith(".")
-            and entry.stat().st_size
+            and not (filled and entry.stat().st_size == 0)
         }
+
+
+def written(folder: Path, suffix: str) -> set[str]:
+    """Names without suffix of a folder's files that are not empty."""
+    return listed(folder, suffix, filled=True)
 
 
 def listed_files(
