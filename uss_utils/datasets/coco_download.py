@@ -70,7 +70,7 @@ def download_cocostuff(
     Args:
         root: folder that holds, or will hold, ``images/`` and ``annotations/``; None:
             ``cocostuff`` under the data folder.
-        split: "val" (1.7 GB) or "train"; None: both (20 GB). Labels always come for
+        split: "val" (1.5 GB) or "train"; None: both (21 GB). Labels always come for
             both, as they are one archive.
         progress: show bars.
 
