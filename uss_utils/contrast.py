@@ -21,21 +21,23 @@ class Rows(NamedTuple):
 
     Attributes:
         rows: their place among the N patches of the batch.
-        weights: weight of every pair (n, N), zero for negatives; sums to 1 over the
-            block, or is zero where the image has no valid anchor.
+        weights: weight of every pair (n, N), zero for negatives and in rows that are
+            no anchors.
         denominator: patches that enter an anchor's normalisation, bool (n, N).
+        scale: factor of the block's loss, usually one over the sum of the weights.
     """
 
     rows: slice
     weights: Tensor
     denominator: Tensor
+    scale: Tensor | float
 
 
 class _Contrast(torch.autograd.Function):
-    """Mean over the views z and the blocks of -sum_ij w_ij (s_ij - log sum_k e^s_ik).
+    """Mean over views and blocks of -c sum_ij w_ij (s_ij - log sum_{k in D_i} e^s_ik).
 
     With s = z z^T / tau and q the softmax over the denominator, the derivative with
-    respect to s_ij is -(w_ij - w_i q_ij), where w_i = sum_j w_ij.
+    respect to s_ij is -c (w_ij - w_i q_ij), where w_i = sum_j w_ij and c is the scale.
     """
 
     @staticmethod
@@ -43,20 +45,21 @@ class _Contrast(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         total, count = z.new_zeros(()), 0
         grad = torch.zeros_like(z) if wanted else None
-        for rows, weights, denominator in blocks:
+        for block in blocks:
             count += 1
-            share = weights.sum(1)
+            share = block.weights.sum(1)
             for view, own in enumerate(z):
-                scores = own[rows] @ own.T / tau
-                loss, slope = _rows(scores, weights, share, denominator, wanted)
-                total += loss
+                scores = own[block.rows] @ own.T / tau
+                loss, slope = _rows(scores, block, share, 1 / tau, wanted)
+                total += block.scale * loss
                 if wanted:
-                    grad[view][rows] += slope @ own / tau
-                    grad[view] += slope.T @ own[rows] / tau
-        scale = 1 / (count * len(z))
+                    factor = block.scale / tau
+                    grad[view][block.rows] += slope @ own * factor
+                    grad[view] += slope.T @ own[block.rows] * factor
+        mean = 1 / (count * len(z))
         if wanted:
-            ctx.save_for_backward(grad.mul_(scale))
-        return total * scale
+            ctx.save_for_backward(grad.mul_(mean))
+        return total * mean
 
     @staticmethod
     @once_differentiable
@@ -66,20 +69,22 @@ class _Contrast(torch.autograd.Function):
 
 
 def _rows(
-    scores: Tensor, weights: Tensor, share: Tensor, denominator: Tensor, wanted: bool
+    scores: Tensor, block: Rows, share: Tensor, largest: float, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of one block and its derivative by the scores; ``scores`` is overwritten."""
-    positive = (weights * scores).sum()
-    scores.masked_fill_(~denominator, -torch.inf)
-    log_sum = scores.logsumexp(1)
+    """Loss of one block and its derivative by the scores; ``scores`` is overwritten.
+
+    A cosine is at most 1, so no score exceeds ``largest``: subtracting that instead of
+    each row's maximum saves a pass over the matrix.
+    """
+    positive = torch.dot(block.weights.flatten(), scores.flatten())
+    q = scores.sub_(largest).exp_().mul_(block.denominator)
     # A row with an empty denominator has no logarithm; having no positive either, it
     # is no anchor and plays no part.
-    log_sum = log_sum.masked_fill(log_sum == -torch.inf, 0.0)
-    loss = (share * log_sum).sum() - positive
+    sums = q.sum(1).clamp_min(1e-37)
+    loss = torch.dot(share, sums.log() + largest) - positive
     if not wanted:
         return loss, None
-    q = scores.sub_(log_sum[:, None]).exp_()
-    return loss, q.mul_(share[:, None]).sub_(weights)
+    return loss, q.mul_((share / sums)[:, None]).sub_(block.weights)
 
 
 def contrast(z: Tensor, blocks: Iterable[Rows], tau: float) -> Tensor:
@@ -90,13 +95,18 @@ def contrast(z: Tensor, blocks: Iterable[Rows], tau: float) -> Tensor:
             (V, N, D).
         blocks: the anchors of each image; the masks of a block are made when it is
             asked for and serve all views.
-        tau: temperature.
+        tau: temperature, at least 0.03: smaller ones leave the range of float32.
 
     Returns:
         Scalar: mean over V and blocks of
-        ``-sum_ij w_ij (s_ij - log sum_{k in D_i} exp s_ik)``, ``s = z z^T / tau``.
-        Its gradient reaches both sides of every pair.
+        ``-scale sum_ij w_ij (s_ij - log sum_{k in D_i} exp s_ik)``,
+        ``s = z z^T / tau``. Its gradient reaches both sides of every pair.
+
+    Raises:
+        ValueError: the temperature is too small.
     """
+    if not tau >= 0.03:
+        raise ValueError(f"the temperature tau={tau} has to be at least 0.03")
     with torch.autocast(z.device.type, enabled=False):
         return _Contrast.apply(as_float(z), blocks, tau)
 
@@ -114,20 +124,21 @@ def by_image(n_rows: int, per_image: int) -> list[slice]:
     return [slice(i, i + per_image) for i in range(0, n_rows, per_image)]
 
 
-def pair_weights(weights: Tensor, valid: Tensor, reweight: bool = True) -> Tensor:
-    """Scale the weights of a block's pairs so that they sum to 1.
+def pair_weights(
+    weights: Tensor, valid: Tensor, reweight: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Silence rows that are no anchors, and find the scale that makes the rest a mean.
 
     Args:
-        weights: of every pair, shape (n, N).
+        weights: of every pair, shape (n, N); changed in place.
         valid: rows that are anchors, bool (n,).
         reweight: rows count by the sum of their weights; otherwise all alike.
 
     Returns:
-        Same shape; zero in rows that are no anchors, all zero without any.
+        The weights, and one over their sum (0 where there is no anchor).
     """
-    weights = weights * valid[:, None]
-    sums = weights.sum(1, keepdim=True)
+    weights.mul_(valid[:, None])
     if not reweight:
-        weights = weights / sums.clamp_min(1e-12)
-        sums = valid[:, None].to(weights)
-    return weights / sums.sum().clamp_min(1e-12)
+        weights.div_(weights.sum(1, keepdim=True).clamp_min(1e-12))
+    total = weights.sum()
+    return weights, torch.where(total > 0, 1 / total.clamp_min(1e-12), 0.0)

@@ -156,10 +156,12 @@ def _weigh(
     reweight: bool,
 ) -> Rows:
     """Weights W = A + lambda A' of one image's anchors (eq. 5)."""
-    weights = agnostic + lam * specific.to(torch.float32)
+    weights = agnostic.to(torch.float32)
+    if lam:
+        weights.add_(specific, alpha=lam)
     # Rows with task-specific positives alone are no anchors.
-    weights = pair_weights(weights, agnostic.any(1), reweight)
-    return Rows(rows, weights.mul_(scale), denominator)
+    weights, one = pair_weights(weights, agnostic.any(1), reweight)
+    return Rows(rows, weights, denominator, one * scale)
 
 
 def hidden_positive_loss(
@@ -238,7 +240,8 @@ class HiddenPositives:
         self.thresholds = tuple(
             pool_threshold(x, pool) for x, pool in zip(self.x, pools, strict=True)
         )
-        self.uniform, self.rho, self.lam, self.tau = uniform, rho, lam, tau
+        self.kept = uniform < rho
+        self.lam, self.tau = lam, tau
         self.reweight = reweight
         self.counts = torch.zeros(2, device=f.device)
 
@@ -251,7 +254,7 @@ class HiddenPositives:
             self.counts += torch.stack([agnostic.sum(), specific.sum()]) / len(
                 self.x[0]
             )
-            denominator = denominator_mask(agnostic, self.uniform, self.rho, rows.start)
+            denominator = _without_self(agnostic | self.kept, rows)
             yield _weigh(
                 *(rows, agnostic, specific, denominator),
                 *(self.lam, self.tau / BASE_TAU, self.reweight),

@@ -194,14 +194,22 @@ def test_rows_with_task_specific_positives_alone_are_no_anchors():
 
 
 def test_weights_of_a_block_sum_to_one_or_are_zero():
-    weights = torch.rand(4, 9, generator=generator(0))
     valid = torch.tensor([True, False, True, True])
     for reweight in (True, False):
-        found = pair_weights(weights, valid, reweight)
-        torch.testing.assert_close(found.sum(), torch.tensor(1.0))
+        weights = torch.rand(4, 9, generator=generator(0))
+        found, scale = pair_weights(weights, valid, reweight)
+        torch.testing.assert_close((found * scale).sum(), torch.tensor(1.0))
         assert not found[1].any()
-        assert not pair_weights(weights, torch.zeros(4).bool(), reweight).any()
-    torch.testing.assert_close(found.sum(1)[valid], torch.full((3,), 1 / 3))
+        if not reweight:
+            sums = (found * scale).sum(1)
+            torch.testing.assert_close(sums, valid / 3)
+        nobody, scale = pair_weights(weights, torch.zeros(4).bool(), reweight)
+        assert not nobody.any() and scale == 0
+
+
+def test_a_temperature_that_leaves_float32_is_refused():
+    with pytest.raises(ValueError, match="tau=0.01 has to be at least 0.03"):
+        contrast(torch.eye(4)[None], [], 0.01)
 
 
 def test_masks_image_by_image_are_the_masks_of_the_whole_batch():
