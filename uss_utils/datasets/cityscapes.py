@@ -14,6 +14,7 @@ an account, so nothing is downloaded.
 from pathlib import Path
 
 from uss_utils.datasets import roots
+from uss_utils.datasets.crops import crops_folder
 from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import CLASS_NAMES, LABEL_MAPS, palette
 from uss_utils.datasets.transforms import Transform
@@ -43,7 +44,7 @@ def find_root(root: str | Path | None = None) -> Path:
         "Cityscapes",
         root,
         names=("cityscapes", NAME, "Cityscapes"),
-        holds=(IMAGES, LABELS, f"cropped/{NAME}_five_crop_0.5"),
+        holds=(IMAGES, LABELS, str(crops_folder(Path(), NAME))),
         advice=f"{HOW}; name it with --data-root (notebooks: DATA_ROOT)",
     )
 

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from uss_utils.datasets import roots
+from uss_utils.datasets.crops import crops_folder
 from uss_utils.datasets.files import FileDataset, read_ids, stored_size
 from uss_utils.datasets.labels import CLASS_NAMES, LABEL_MAPS, palette
 from uss_utils.datasets.transforms import Transform
@@ -62,7 +63,7 @@ def find_root(root: str | Path | None = None) -> Path:
         names=("cocostuff", NAME, "COCO-Stuff"),
         holds=(
             *(f"{kind}/{split}" for kind in KINDS for split in SPLITS.values()),
-            f"cropped/{NAME}_five_crop_0.5",
+            str(crops_folder(Path(), NAME)),
         ),
         advice=f"Get the set with `{FETCH}` (20 GB, no login), or name its folder with "
         "--data-root (notebooks: DATA_ROOT)",
