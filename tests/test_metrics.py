@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from uss_utils.environment import generator
-from uss_utils.metrics import Confusion, Matching
+from uss_utils.metrics import Confusion, Matching, miou_per_image
 
 
 def draw(n_clusters, n_classes, shape=(3, 16, 16), seed=0, ignored=True):
@@ -189,6 +189,22 @@ def test_all_reduce_without_processes_changes_nothing():
     confusion = Confusion.from_matrix(torch.tensor([[1, 2], [3, 4]]))
     confusion.all_reduce()
     assert confusion.matrix.tolist() == [[1, 2], [3, 4]]
+
+
+def test_every_image_by_itself():
+    pred, label = draw(4, 4, (5, 8, 8))
+    label[3] = -1
+    found = miou_per_image(pred, label, 4)
+    assert found[3].isnan()
+    for i in (0, 1, 2, 4):
+        alone = Confusion.of(pred[i], label[i], 4).scores("identity").miou
+        assert found[i].item() == pytest.approx(alone)
+
+
+def test_pixels_without_class_are_wrong_in_their_image():
+    label = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 0, 0]]])
+    pred = torch.tensor([[[0, -1, 1, 1]], [[0, 0, -1, -1]]])
+    assert miou_per_image(pred, label, 3).tolist() == [75, 50]
 
 
 WORKER = """

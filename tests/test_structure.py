@@ -14,7 +14,7 @@ MODULES = {
     for path in ROOT.glob("**/*.py")
 }
 # What draws, listens or teaches; notebooks bring it in, programs never do.
-FIGURES = {"charts", "colours", "diagrams", "figures", "plots"}
+FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
 NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
 
 

@@ -248,6 +248,29 @@ def centroids(x, assignment, k):
     return torch.nn.functional.normalize(total, dim=1)
 
 
+def silent(feat_corr, code_corr, shift):
+    code_corr = code_corr.requires_grad_()
+    (code_corr.clamp(min=0) * (shift - feat_corr)).sum().backward()
+    return (code_corr.grad == 0).float().mean()
+
+
+def gaps(code, weight, centroids, size, *, soft=True):
+    def enlarge(x):
+        return torch.nn.functional.interpolate(x, size, mode="bilinear")
+
+    def scores(x, rows):
+        return torch.einsum("bdhw,kd->bkhw", x, rows)
+
+    unit = torch.nn.functional.normalize
+    mu = unit(centroids, dim=1)
+    first = scores(enlarge(code), weight) - enlarge(scores(code, weight))
+    right = scores(unit(enlarge(code), dim=1), mu)
+    same = enlarge(scores(code, mu)).argmax(1) != right.argmax(1)
+    cheap = enlarge(scores(unit(code, dim=1) if soft else code, mu))
+    third = (2 * right).softmax(1) - (2 * cheap).softmax(1)
+    return first.abs().max(), same.float().mean(), third.abs().max()
+
+
 # One right answer and one tempting wrong one per exercise of the course.
 ANSWERS = {
     "count_patches": (lambda h, w, p: h // p * (w // p), lambda h, w, p: h * w // p),
@@ -288,6 +311,12 @@ ANSWERS = {
         lambda x, a, k: torch.stack([x[a == i].mean(dim=0) for i in range(k)]),
     ),
     "majority": (lambda m: m.argmax(dim=1), lambda m: m.argmax(dim=0)),
+    "silent_share": (silent, lambda f, s, b: (f < b).float().mean()),
+    "shift_for": (
+        lambda f, share: f.quantile(1 - share),
+        lambda f, share: f.quantile(share),
+    ),
+    "three_gaps": (gaps, lambda *args: gaps(*args, soft=False)),
 }
 
 

@@ -76,7 +76,8 @@ Training
     preparation     crops and neighbour lists of a set, made before training
 
 Teaching and course
-    plots *         every figure; of charts, colours, figures; diagrams * explain
+    plots *         every figure; of charts, distributions, colours, figures
+    diagrams *      drawings that explain
     widgets *       controls around a drawing function
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters

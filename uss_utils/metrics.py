@@ -261,6 +261,28 @@ class Confusion:
         return histogram
 
 
+def miou_per_image(pred: Tensor, label: Tensor, n_classes: int) -> Tensor:
+    """Score every image by itself, to find the worst ones; not a score of a set.
+
+    Args:
+        pred: class per pixel, -1 = none, integers (N, H, W).
+        label: true class, -1 = ignore, integers (N, H, W).
+        n_classes: number of classes K.
+
+    Returns:
+        mIoU in percent, over the classes that occur or are predicted in the image; NaN
+        where no pixel has a label, float64 (N,).
+    """
+    found = []
+    for guess, truth in zip(pred, label, strict=True):
+        # A pixel without class is wrong for every class: one row more.
+        guess = torch.where(guess < 0, n_classes, guess)
+        counts = Confusion.of(guess, truth, n_classes, 1).matrix
+        square = torch.cat([counts, counts.new_zeros(n_classes + 1, 1)], dim=1)
+        found.append(100 * _iou(square)[:n_classes].nanmean())
+    return torch.stack(found)
+
+
 def _iou(histogram: Tensor) -> Tensor:
     """Intersection over union per class, float64; NaN (0/0) where there is nothing."""
     counts = histogram.double()

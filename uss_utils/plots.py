@@ -1,7 +1,8 @@
 """Every figure of the notebooks under one name.
 
 Each function returns its figure and needs no screen. Pictures are drawn here, charts
-in :mod:`uss_utils.charts`, arrays of colours made in :mod:`uss_utils.colours`.
+in :mod:`uss_utils.charts` and :mod:`uss_utils.distributions`, arrays of colours made
+in :mod:`uss_utils.colours`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from uss_utils.colours import (
     to_numpy,
     to_rgb,
 )
+from uss_utils.distributions import histograms, retrieval_curves, split_histogram
 from uss_utils.figures import (
     ACCENT,
     WIDTH,
@@ -47,14 +49,17 @@ __all__ = [
     "curves",
     "default_palette",
     "heatmap_on",
+    "histograms",
     "iou_bars",
     "legend",
     "mean_colours",
     "overlay",
     "pca_rgb",
     "point_groups",
+    "retrieval_curves",
     "show_row",
     "similarities",
+    "split_histogram",
     "to_rgb",
     "use_notebook_style",
 ]

@@ -200,6 +200,14 @@ def test_ladder_has_every_rung_and_seed():
     assert board.count("| kmeans: ") == len(kmeans.ROWS)
 
 
+def test_chosen_rungs_only_in_the_order_asked_for():
+    rows = ("row index", "colour")[::-1]
+    records = kmeans.ladder(smoke(), seeds=(1,), rows=rows)
+    assert [r["name"] for r in records] == ["colour", "row index"]
+    with pytest.raises(ValueError, match="unknown rung 'color'.*did you mean 'colour'"):
+        kmeans.ladder(smoke(), rows=["color"])
+
+
 def test_a_rung_is_the_model_trained_alone(sets):
     records = {r["name"]: r for r in kmeans.ladder(smoke(), seeds=(2,))}
     alone = evaluate(kmeans.train(smoke(seed=2), sets[0]), sets[1])

@@ -18,7 +18,7 @@ from uss_utils.evaluation import evaluate_together, fit_map
 from uss_utils.features import extract
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise, fit_standardise
-from uss_utils.presets import presets
+from uss_utils.presets import presets, unknown
 from uss_utils.probes import ClusterProbe
 from uss_utils.readout import fit_clusters, fit_linear
 from uss_utils.recipe import Recipe
@@ -174,10 +174,11 @@ def ladder(
     cfg: Config,
     seeds: Iterable[int] = (0, 1, 2),
     *,
+    rows: Iterable[str] | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Records of every rung of :data:`ROWS`, for every seed.
+    """Records of the rungs of :data:`ROWS`, for every seed.
 
     Each backbone sees the images once for all its rungs and seeds. The seed moves
     k-means and the probe, and for "random init" the untrained weights too.
@@ -185,18 +186,26 @@ def ladder(
     Args:
         cfg: data, pretrained backbone and protocol; each rung replaces what it must.
         seeds: one record per rung and seed.
+        rows: names of the rungs wanted; None: all.
         device: where to compute; "auto" picks.
         progress: show bars.
 
     Returns:
         Records, rung by rung; :func:`table` prints them.
+
+    Raises:
+        ValueError: an unknown rung.
     """
+    wanted = list(ROWS) if rows is None else list(rows)
+    for name in wanted:
+        if name not in ROWS:
+            raise ValueError(unknown("rung", name, ROWS))
     train_set, val_set = data(cfg)
     label = labels(train_set) if train_set.has_labels else None
     groups: dict[tuple, list[tuple[str, Config]]] = {}
-    for name, changes in ROWS.items():
+    for name in wanted:
         for seed in seeds:
-            rung = replace(cfg, seed=seed, **changes)
+            rung = replace(cfg, seed=seed, **ROWS[name])
             init = seed if rung.backbone == "vit_tiny_random" else None
             key = (rung.backbone, rung.weights, init)
             groups.setdefault(key, []).append((name, rung))
@@ -205,8 +214,7 @@ def ladder(
         records += _group(
             rungs, cfg.overrides(), train_set, val_set, label, device, progress
         )
-    order = list(ROWS)
-    return sorted(records, key=lambda r: (order.index(r["name"]), r["seed"]))
+    return sorted(records, key=lambda r: (wanted.index(r["name"]), r["seed"]))
 
 
 def _group(
