@@ -8,6 +8,7 @@ from uss_utils.features import (
     FeatureCache,
     correspondence_heatmap,
     extract,
+    patch_heatmap,
     sample_at,
 )
 
@@ -98,3 +99,16 @@ def test_heatmap_refuses_maps_that_do_not_match():
     for other in (two, torch.ones(1, 5, 3, 3)):
         with pytest.raises(ValueError, match="two maps of shape"):
             correspondence_heatmap(one, query, other)
+
+
+def test_heatmap_of_a_patch_by_row_and_column():
+    feat = F.one_hot(torch.arange(15), 15).float().T.reshape(15, 3, 5)
+    other = feat.flip(1)
+    for place in ((0, 0), (1, 3), (2, 4)):
+        assert patch_heatmap(feat, place).argmax() == 5 * place[0] + place[1]
+        found = patch_heatmap(feat, place, other)
+        assert found.argmax() == 5 * (2 - place[0]) + place[1]
+    single = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # one row of two patches
+    assert patch_heatmap(single, (0, 1)).tolist() == [[0, 0.5]]
+    with pytest.raises(ValueError, match=r"\(3, 0\) lies outside the grid of \(3, 5\)"):
+        patch_heatmap(feat, (3, 0))

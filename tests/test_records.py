@@ -19,6 +19,7 @@ from uss_utils.records import (
     read_records,
     scores,
     summarise,
+    versus,
     write_record,
 )
 
@@ -137,6 +138,25 @@ def test_one_score_per_seed_by_name(base):
     del runs[0]["linear"]
     assert per_seed(runs[:2], "linear.miou") == {base["name"]: [100.0]}
     assert per_seed(runs, "crf.linear.miou") == {}
+
+
+def test_a_model_against_the_best_other(base):
+    mious = {"old": (20, 22), "better": (30, 31), "new": (34, 37)}
+    records = [
+        changed(base, seed=seed, miou=miou, name=name)
+        for name, each in mious.items()
+        for seed, miou in enumerate(each)
+    ]
+    assert versus(records, "new") == (
+        "new against better: +5.0 points of cluster.train.miou; seeds alone move them "
+        "by 3.0 and 1.0"
+    )
+    assert versus(records[::2], "old").startswith("old against new: -14.0 points")
+    assert "seeds" not in versus(records[::2], "old")
+    with pytest.raises(ValueError, match="comparing 'newest'.*there are: old, better"):
+        versus(records, "newest")
+    with pytest.raises(ValueError, match="there are: new"):
+        versus(records[-1:], "new")
 
 
 def test_mean_and_sample_deviation_over_seeds(base):

@@ -7,7 +7,9 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from uss_utils import exercises, notebooks, teaching
+from uss_utils.methods import kmeans
 from uss_utils.metrics import Confusion
+from uss_utils.recipe import LearnedRecipe
 
 
 def outer(x):
@@ -82,6 +84,24 @@ class TestShowTable:
     def test_without_rows(self):
         with pytest.raises(ValueError, match="at least one row"):
             teaching.show_table({})
+
+    def test_settings_that_differ(self, shown):
+        here = kmeans.Config(size=(64, 96), seed=3, root="somewhere")
+        there = kmeans.Config(steps=20)
+        teaching.show_settings({"paper": there, "here": here}, "mind the size")
+        assert shown[0].splitlines() == [
+            "| setting | paper | here |",
+            "| --- | --- | --- |",
+            "| size | – | (64, 96) |",
+            "| steps | 20 | 500 |",
+            "",
+            "*mind the size*",
+        ]
+
+    def test_settings_of_one_method_only(self):
+        other = LearnedRecipe()
+        with pytest.raises(ValueError, match="two Configs of one method"):
+            teaching.show_settings({"a": kmeans.Config(), "b": other})
 
 
 class TestRecord:

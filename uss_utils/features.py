@@ -12,6 +12,7 @@ __all__ = [
     "correspondence_heatmap",
     "extract",
     "feature_batches",
+    "patch_heatmap",
     "sample_at",
 ]
 
@@ -74,3 +75,29 @@ def correspondence_heatmap(
     if size is None:
         return heat
     return F.interpolate(heat[None], size, mode="bilinear", align_corners=True)[0]
+
+
+def patch_heatmap(
+    feat: Tensor, place: tuple[int, int], feat_other: Tensor | None = None
+) -> Tensor:
+    """:func:`correspondence_heatmap` of one patch, on the grid of the searched image.
+
+    Args:
+        feat: features of the image that holds the patch, shape (C, h, w).
+        place: its row and column.
+        feat_other: features of the image to search, shape (C, h2, w2); None: the same
+            image.
+
+    Returns:
+        Shape (h2, w2), values >= 0.
+
+    Raises:
+        ValueError: the place lies outside the image, or see above.
+    """
+    (row, column), (h, w) = place, feat.shape[-2:]
+    if not (0 <= row < h and 0 <= column < w):
+        raise ValueError(f"patch {place} lies outside the grid of {(h, w)} patches")
+    # A side of one patch has no extent: any coordinate is its centre.
+    x, y = 2 * column / max(w - 1, 1) - 1, 2 * row / max(h - 1, 1) - 1
+    other = None if feat_other is None else feat_other[None]
+    return correspondence_heatmap(feat[None], feat.new_tensor([[[x, y]]]), other)[0]

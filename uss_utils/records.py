@@ -145,6 +145,35 @@ def per_seed(records: Iterable[dict[str, Any]], score: str) -> dict[str, list[fl
     return found
 
 
+def versus(
+    records: Iterable[dict[str, Any]], name: str, score: str = "cluster.train.miou"
+) -> str:
+    """One line: how far a model is from the best other, and what seeds alone move.
+
+    Args:
+        records: seeds of the model and of what it is compared with.
+        name: of the model, as its records have it.
+        score: a name of :func:`scores`.
+
+    Raises:
+        ValueError: no record of the model, or of any other, holds the score.
+    """
+    values = per_seed(records, score)
+    others = {k: statistics.fmean(v) for k, v in values.items() if k != name}
+    if name not in values or not others:
+        raise ValueError(
+            f"comparing {name!r} by {score} needs its records and others'; there are: "
+            f"{', '.join(values) or 'none'}"
+        )
+    best = max(others, key=others.get)
+    gain = statistics.fmean(values[name]) - others[best]
+    line = f"{name} against {best}: {gain:+.1f} points of {score}"
+    apart = [max(values[n]) - min(values[n]) for n in (name, best)]
+    if len(values[name]) > 1 or len(values[best]) > 1:
+        line += f"; seeds alone move them by {apart[0]:.1f} and {apart[1]:.1f}"
+    return line
+
+
 def summarise(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and spread over seeds, one row per kind of run.
 

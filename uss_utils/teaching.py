@@ -7,7 +7,7 @@ import json
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,32 @@ def show_table(
     lines = markdown_table([corner, *map(str, columns)], cells)
     lines += ["", f"*{note}*"] if note else []
     display(Markdown("\n".join(lines)))
+
+
+# Fields that say where something lies or what it is called, not what is done.
+_NO_SETTINGS = ("name", "seed", "root", "weights", "cache", "crf", "limit_crf")
+
+
+def show_settings(configs: Mapping[str, Any], note: str = "") -> None:
+    """Display the settings in which some configurations differ, one column for each.
+
+    Args:
+        configs: heading of a column -> a method's ``Config``, all of one method.
+        note: text under the table.
+
+    Raises:
+        ValueError: fewer than two, of different methods, or all the same.
+    """
+    if len(configs) < 2 or len({type(each) for each in configs.values()}) != 1:
+        raise ValueError("show_settings needs at least two Configs of one method")
+    rows = {}
+    for field in fields(next(iter(configs.values()))):
+        said = {k: getattr(config, field.name) for k, config in configs.items()}
+        if field.name not in _NO_SETTINGS and len({*map(str, said.values())}) > 1:
+            rows[field.name] = {
+                k: "–" if v is None else str(v) for k, v in said.items()
+            }
+    show_table(rows, note, corner="setting")
 
 
 def _cell(value: Any) -> str:
