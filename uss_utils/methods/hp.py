@@ -13,26 +13,25 @@ normalisation (``jitter_normalised`` brings that back). Validation is a single p
 without flip averaging, as released.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils import environment, learning
+from uss_utils import learning
 from uss_utils.datasets import SegmentationDataset
-from uss_utils.learning import Material, Trained, Watch, plain
+from uss_utils.learning import Material, Trained, Watch
 from uss_utils.local_attention import (
     SIGMA,
     WithNeighbourWeights,
     mix_local,
     neighbour_weights,
-    split_weights,
 )
+from uss_utils.methods._hp_data import Views, fill_pools, guide, twin_features
 from uss_utils.methods._hp_network import (
     HPModel,
     HPTrainer,
@@ -45,13 +44,11 @@ from uss_utils.positives import (
     denominator_mask,
     hidden_positive_loss,
     hidden_positives,
-    pick_patches,
     pool_threshold,
 )
 from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
-from uss_utils.sources import FeatureSource
 from uss_utils.training import Step, fit
 
 __all__ = [
@@ -231,28 +228,6 @@ def prepare(
     return learning.prepare(cfg, dataset, device=device, wrap=wrap, progress=progress)
 
 
-class Views:
-    """Images, and where a twin is needed their pixels, as ``training.fit`` reads them.
-
-    Args:
-        source: features, neighbour weights and labels by index.
-        twins: bring the pixels.
-    """
-
-    def __init__(self, source: FeatureSource, twins: bool):
-        self.source, self.twins = source, twins
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """What :meth:`FeatureSource.batch` returns and, for twins, "image"."""
-        batch = self.source.batch(indices)
-        if self.twins and self.source.where == "images":
-            return batch | {"image": batch["input"]}
-        return batch | ({"image": self.source.images(indices)} if self.twins else {})
-
-
 def build(cfg: Config, material: Material) -> HPTrainer:
     """Heads, probes and both reference pools before the first step.
 
@@ -272,49 +247,8 @@ def build(cfg: Config, material: Material) -> HPTrainer:
         )
     trainer = HPTrainer(model, material.readout(cfg, cfg.dim), cfg)
     trainer.to(material.device).train()
-    _fill_pools(cfg, material, model)
+    fill_pools(cfg, material, model)
     return trainer
-
-
-@torch.no_grad()
-def _fill_pools(cfg: Config, material: Material, model: HPModel) -> None:
-    draw = environment.generator(cfg.seed)
-    rows = partial(pick_patches, size=cfg.pool, generator=draw)
-    first = rows(_random_maps(cfg, material, draw))
-    dropped = model.drop(first[:, :, None, None], draw)[:, :, 0, 0]
-    model.pool_agnostic.copy_(F.normalize(dropped, dim=1))
-    model.recent.copy_(rows(_random_maps(cfg, material, draw)))
-    model.renew(draw)
-
-
-def _random_maps(
-    cfg: Config, material: Material, draw: torch.Generator
-) -> Iterator[Tensor]:
-    """Features of the training images in random order, again and again."""
-    while True:
-        order = torch.randperm(len(material.source), generator=draw)
-        for indices in order.split(cfg.batch_size):
-            inputs = material.source.inputs(indices).to(material.device)
-            yield _guide(material, inputs)[0]
-
-
-def _guide(material: Material, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads see of an "input", and its neighbour weights."""
-    feat, weights = split_weights(material.source.feat(inputs))
-    with torch.autocast(feat.device.type, enabled=False):
-        return material.standardise(feat), weights
-
-
-@torch.no_grad()
-def _twin(
-    cfg: Config, material: Material, images: Tensor, draw: torch.Generator
-) -> Tensor:
-    """Features of the photometric twins of some images."""
-    twins = photometric_twin(images, draw, on_normalised=cfg.jitter_normalised)
-    backbone = plain(material.backbone).to(images.device)
-    feat = backbone.features(twins).float()
-    with torch.autocast(feat.device.type, enabled=False):
-        return material.standardise(feat)
 
 
 def train(
@@ -365,8 +299,8 @@ def train(
         place = step.index % per_epoch if per_epoch > cfg.renew else step.index
         if place and place % cfg.renew == 0:
             model.model.renew(draw)
-        feat, weights = _guide(material, batch["input"])
-        twin = _twin(cfg, material, batch["image"], draw) if cfg.alpha else None
+        feat, weights = guide(material, batch["input"])
+        twin = twin_features(cfg, material, batch["image"], draw) if cfg.alpha else None
         lam = lambda_schedule(step.index, step.total, cfg.warmup)
         found = model.step(
             *(feat, weights, batch.get("label"), lam), feat_aug=twin, generator=draw
