@@ -35,12 +35,17 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
             "a correlation needs two maps of shape (B, C, h, w) with the same B and C, "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    first, second = (F.normalize(x, dim=1, eps=EPS).flatten(2) for x in (a, b))
-    return (
-        (first.transpose(1, 2) @ second)
-        .unflatten(2, b.shape[2:])
-        .unflatten(1, a.shape[2:])
-    )
+    return _products(_unit(a), _unit(b))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=1, eps=EPS)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of all places of two maps, (B, h, w, i, j)."""
+    found = a.flatten(2).transpose(1, 2) @ b.flatten(2)
+    return found.view(-1, *a.shape[2:], *b.shape[2:])
 
 
 def centre(corr: Tensor) -> Tensor:
@@ -58,7 +63,7 @@ def centre(corr: Tensor) -> Tensor:
         Same shape and same overall mean; for every place its mean over (i, j) is that
         overall mean.
     """
-    return corr - corr.mean((3, 4), keepdim=True) + corr.mean()
+    return corr - (corr.mean((3, 4), keepdim=True) - corr.mean())
 
 
 def pair_loss(
@@ -86,7 +91,7 @@ def pair_loss(
     """
     lowest = 0.0 if clamp else -9999.0  # a cosine never gets there
     limited = code_corr.clamp(lowest, 0.8 if stabilize else None)
-    return -limited * (feat_corr.detach() - shift)
+    return limited * (shift - feat_corr.detach())
 
 
 def shift_for_share(feat_corr: Tensor, share: float) -> float:
@@ -180,13 +185,13 @@ def pair_correlations(
         correlations, shape (B, Q, P, Q, P).
     """
     here, there = (points.to(map) for points in coords)
-    own = sample_at(map, here)
+    own, near = _unit(sample_at(map, here)), _unit(sample_at(map_pos, there))
     # index_select copies whole images, several times faster than map[partners].
     others = (map.index_select(0, partners) for partners in perms.to(map.device))
     return {
-        "intra": [correlation(own, own)],
-        "inter": [correlation(own, sample_at(map_pos, there))],
-        "neg": [correlation(own, sample_at(other, there)) for other in others],
+        "intra": [_products(own, own)],
+        "inter": [_products(own, near)],
+        "neg": [_products(own, _unit(sample_at(other, there))) for other in others],
     }
 
 
