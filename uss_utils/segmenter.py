@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from uss_utils import crf, model_file
+from uss_utils import checkpoint_import, crf, model_file
 from uss_utils.datasets.labels import voc_palette
 from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.environment import pick_device
+from uss_utils.frozen import Frozen
 from uss_utils.pictures import (
     MAX_SIDE,
     Picture,
@@ -355,6 +356,41 @@ class Segmenter:
                 a backbone with other weights.
         """
         return model_file.read(cls, path, device, weights)
+
+
+def import_checkpoint(
+    path: str | Path,
+    method: str,
+    *,
+    backbone: str | Frozen | None = None,
+    dataset: str | None = None,
+    device: str | torch.device = "cpu",
+) -> Segmenter:
+    """A model from a checkpoint that a method's authors released.
+
+    Head and probes come from the file. The backbone does not, even where the file holds
+    its weights: those only serve to check that it is the right one. Clusters have no
+    classes yet; :func:`uss_utils.evaluation.fit_map` names them.
+
+    Args:
+        path: the authors' file; see :mod:`uss_utils.checkpoint_import`.
+        method: "stego" or "hp".
+        backbone: the DINO below the head: a name, or a loaded one, which is taken as it
+            is; None: the name that fits the weights in the file.
+        dataset: class names and colours, "cocostuff27", "cityscapes27" or "potsdam3";
+            None numbers the classes.
+        device: where to put it; "auto" picks.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no checkpoint, one that is damaged, of another method or network,
+            with tensors missing or of other shapes, or one that holds objects which
+            could run code; another number of classes; a backbone that does not fit.
+        ConnectionError: the backbone's weights are neither here nor within reach.
+    """
+    place = pick_device(str(device))
+    made = checkpoint_import.fields(path, method, backbone, dataset)
+    return Segmenter(**made).to(place)
 
 
 def _frozen_copy(part: nn.Module) -> nn.Module:
