@@ -60,6 +60,7 @@ __all__ = [
     "build_pool",
     "consistency_loss",
     "denominator_mask",
+    "guide",
     "hidden_positive_loss",
     "hidden_positives",
     "lambda_schedule",
