@@ -104,6 +104,30 @@ def test_a_read_only_folder(base):
         assert not list(folder.iterdir())
 
 
+def test_records_are_read_in_the_order_of_tables(tmp_path, base):
+    """From the first rung to the last chapter, whatever the files are called."""
+    chapters = {
+        "whitened": [3, 4],
+        "row index": [3, 0],
+        "latest": [11],
+        "colour": [3, 1],
+        "alone": [3],
+        "imported": None,
+        "a learned one": [4],
+    }
+    for name, order in chapters.items():
+        for dataset in ("stripes", "later stripes"):
+            write_record(
+                changed(base, name=name, order=order, dataset=dataset), tmp_path
+            )
+    expected = ["alone", "row index", "colour", "whitened", "a learned one", "latest"]
+    expected = [*expected, "imported"]
+    found = [(record["dataset"], record["name"]) for record in read_records(tmp_path)]
+    assert found == [
+        (dataset, name) for dataset in ("later stripes", "stripes") for name in expected
+    ]
+
+
 def test_unreadable_records_are_named(tmp_path, base):
     with pytest.raises(FileNotFoundError, match="no folder of records at .*absent"):
         read_records(tmp_path / "absent")

@@ -58,6 +58,7 @@ Evaluation
     records *       results on disk, tables made from them
     segmenter *     a trained model as one object
     model_file      that object on disk
+    checkpoint_import  one from a file that a method's authors released
 
 Training
     training *      fit(): the one loop

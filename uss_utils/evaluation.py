@@ -7,6 +7,7 @@ trained model, the data and the protocol; ``run`` holds what differs between two
 key                  meaning
 ==================== ==========================================================
 method, name         method's module; what the model is called in tables
+order                place in tables: chapter of the method, rung of its ladder; or None
 preset, overrides    preset and the settings that differ from it
 seed, steps          of the training
 dataset, split       evaluated set; ``images`` is how many

@@ -4,7 +4,7 @@ A method's ``Config`` extends one of the two classes here by what its paper adds
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -38,8 +38,11 @@ class Recipe(PresetConfig):
         flip: average the code with that of the mirror image when evaluating.
         crf: score with the dense CRF too.
         limit_crf: on at most this many images; it is slow.
+        chapter: number of the notebook that teaches the method; tables list methods in
+            this order.
     """
 
+    chapter: ClassVar[int] = 99
     dataset: str = "scenes"
     size: int | tuple[int, int] | None = None
     eval_size: int | tuple[int, int] | None = None
@@ -141,6 +144,7 @@ class Recipe(PresetConfig):
             "seed": self.seed,
             "steps": self.steps,
             "backbone_seed": self.seed,
+            "order": [self.chapter],
         }
 
 

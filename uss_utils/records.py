@@ -80,7 +80,10 @@ def write_record(record: dict[str, Any], folder: str | Path) -> Path:
 
 
 def read_records(folder: str | Path) -> list[dict[str, Any]]:
-    """All records of a folder, in the order of their file names.
+    """All records of a folder, in the order of tables.
+
+    By data set, then by ``order`` (from knowing nothing to the latest chapter; records
+    without one come last), then by file name.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -89,7 +92,12 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of records at {folder}")
-    return [_read(path) for path in sorted(folder.glob("*.json"))]
+    records = [_read(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(records, key=_place)
+
+
+def _place(record: dict[str, Any]) -> tuple[str, list[float]]:
+    return str(record["dataset"]), record.get("order") or [math.inf]
 
 
 def _read(path: Path) -> dict[str, Any]:

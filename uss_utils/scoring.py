@@ -39,6 +39,7 @@ def describe(
     record = {
         "method": segmenter.method,
         "name": meta.get("name", segmenter.method),
+        "order": meta.get("order"),
         "preset": segmenter.preset,
         "overrides": meta.get("overrides", {}),
         "seed": meta.get("seed"),

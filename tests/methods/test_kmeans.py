@@ -7,9 +7,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.models import Stripes
-from uss_utils import crf, datasets
+from uss_utils import crf, datasets, methods
 from uss_utils.backbones import tiny_vit
-from uss_utils.evaluation import evaluate
+from uss_utils.evaluation import evaluate, read_records, write_record
 from uss_utils.methods import kmeans
 from uss_utils.methods.kmeans import Config
 from uss_utils.sampling import labels
@@ -198,6 +198,21 @@ def test_ladder_has_every_rung_and_seed():
         assert record["overrides"] == smoke().overrides()
     board = kmeans.table(records)
     assert board.count("| kmeans: ") == len(kmeans.ROWS)
+
+
+def test_rungs_read_from_disk_stand_in_ladder_order_and_before_later_methods(tmp_path):
+    rungs = ("pretrained", "row index", "colour", "pretrained, whitened")
+    for record in kmeans.ladder(smoke(), seeds=(0,), rows=rungs):
+        write_record(record, tmp_path)
+    last = record | {"method": "later", "name": "later", "order": [4]}
+    write_record(last, tmp_path)
+    found = [record["name"] for record in read_records(tmp_path)]
+    assert found == [name for name in kmeans.ROWS if name in rungs] + ["later"]
+
+
+def test_every_method_says_which_chapter_it_is():
+    chapters = [methods.load(name).Config.chapter for name in methods.METHODS]
+    assert chapters == sorted(set(chapters)) and chapters[-1] < 12
 
 
 def test_chosen_rungs_only_in_the_order_asked_for():

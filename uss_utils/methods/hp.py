@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -100,6 +100,7 @@ class Config(LearnedRecipe):
         clip: largest norm of the head's gradient.
     """
 
+    chapter: ClassVar[int] = 5
     batch_size: int = 64
     linear_lr: float = 1e-3
     flip: bool = False

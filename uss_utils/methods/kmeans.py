@@ -7,7 +7,7 @@ untrained backbone: only what stands above them is owed to the features.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ __all__ = ["PRESETS", "Config", "build", "data", "fit", "ladder", "table", "trai
 class Config(Recipe):
     """Settings of k-means on features, and of the probe that is trained beside it."""
 
+    chapter: ClassVar[int] = 3
     standardise: Literal["centre", "whiten", "none"] = "centre"
     metric: Literal["cosine", "euclidean"] = "cosine"
     tokens: int = 12_000  # random patches that k-means sees
@@ -236,6 +237,7 @@ def _group(
         fit(segmenter, cfg, feat, label)
         # What the rung itself changes is told by its name.
         segmenter.meta |= {"name": name, "overrides": overrides}
+        segmenter.meta["order"].append(list(ROWS).index(name))
         segmenters.append(segmenter)
     return evaluate_together(
         segmenters,

@@ -14,7 +14,7 @@ counting are not repeated.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ class Config(LearnedRecipe):
         lr: Adam's rate for the head.
     """
 
+    chapter: ClassVar[int] = 4
     dim: int = 70
     loss_weights: tuple[float, float, float] = (0.67, 0.25, 0.63)
     shifts: tuple[float, float, float] = (0.08, 0.02, 0.66)
