@@ -73,6 +73,23 @@ def test_misspelt_parameter_stops_before_any_notebook_runs(run, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_unknown_preset_stops_the_course_before_any_notebook_runs(run, tmp_path):
+    status, output = run("course", "--preset", "nope")
+    assert status.startswith("error: unknown preset 'nope', known are: smoke, scenes,")
+    assert "camvid-tiny" in status and "\n" not in status and output == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_presets_of_any_method_are_known_to_the_course(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "uss_utils.course.run", lambda *_, preset, **__: asked.append(preset) or []
+    )
+    for preset in ("smoke", "scenes", "camvid-tiny", "cocostuff27-vits8"):
+        assert run("course", "--preset", preset)[0] == 0
+    assert asked == ["smoke", "scenes", "camvid-tiny", "cocostuff27-vits8"]
+
+
 def test_absent_gpu(run, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, _ = run("pretrain", "--out", tmp_path / "a.safetensors", "--device", "cuda")

@@ -49,8 +49,10 @@ def course(
     timeout: Annotated[int, typer.Option(help="Seconds per notebook cell.")] = 1800,
 ) -> None:
     """Run the notebooks headlessly and gather records, leaderboard and one page."""
-    from uss_utils.course import parse_parameters, run
+    from uss_utils.course import OFFLINE_PRESETS, parse_parameters, run
 
+    if preset not in OFFLINE_PRESETS:
+        _check_preset(preset)
     results = run(
         notebooks or None,
         preset=preset,
@@ -60,6 +62,17 @@ def course(
     )
     if any(not result.ok for result in results):
         raise typer.Exit(1)
+
+
+def _check_preset(name: str) -> None:
+    """Refuse a preset that no method has, before every notebook stumbles over it."""
+    from uss_utils import methods
+    from uss_utils.presets import unknown
+
+    tables = [methods.load(method).PRESETS for method in methods.METHODS]
+    known = list(dict.fromkeys(preset for table in tables for preset in table))
+    if name not in known:
+        raise ValueError(unknown("preset", name, known))
 
 
 @app.command()
