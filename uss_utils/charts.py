@@ -220,7 +220,8 @@ def similarities(
     Raises:
         ValueError: no table, or one that is not (K, K).
     """
-    values = {title: to_numpy(table).astype(float) for title, table in tables.items()}
+    # Plus zero: a negative zero would be written "-0.00".
+    values = {title: to_numpy(t).astype(float) + 0.0 for title, t in tables.items()}
     k = len(classes)
     wrong = {title: v.shape for title, v in values.items() if v.shape != (k, k)}
     if wrong or not values:
