@@ -95,3 +95,15 @@ def test_check(tmp_path):
     assert "[MISS] val gtFine: 0 of 500" in text
     assert "of 14875 (optional: python -m uss_utils data prepare cityscapes27)" in text
     assert "next step: Cityscapes needs a login" in text
+
+
+def test_check_finds_bad_files(tmp_path):
+    make_cityscapes(tmp_path)
+    label = tmp_path / f"gtFine/train/aachen/{FRAME}_gtFine_labelIds.png"
+    write(label, np.full((8, 8), 7, np.uint8))
+    text = str(datasets.check("cityscapes27", tmp_path))
+    assert "[FAIL] sizes differ" in text and FRAME in text
+    label.write_bytes(b"")
+    assert "[FAIL] cannot read label" in str(datasets.check("cityscapes27", tmp_path))
+    label.unlink()
+    assert "[FAIL] 1 of 4 frames" in str(datasets.check("cityscapes27", tmp_path))

@@ -117,6 +117,10 @@ def test_check(tmp_path):
     assert "[MISS] train patches: 2 of 4545" in text
     assert "[MISS] train labels: 1 of 4545" in text
     assert "xuji/datasets/Potsdam.tar.gz" in text
+    broken = tmp_path / "gt/7.mat"
+    assert broken.is_file()
+    broken.write_bytes(b"no matlab")
+    assert "[FAIL] cannot read" in str(datasets.check("potsdam3", tmp_path))
 
 
 # ------------------------------------------------------------------------ from tiles

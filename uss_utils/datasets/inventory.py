@@ -1,8 +1,10 @@
 """What of a data set is there, what is missing, and the step that gets it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from uss_utils import paths
 from uss_utils.datasets import (
@@ -15,9 +17,11 @@ from uss_utils.datasets import (
     potsdam_tiles,
     roots,
 )
+from uss_utils.datasets.base import SegmentationDataset
 
 # A broken folder can have thousands of problems; these many are read.
 SHOWN = 5
+SAMPLED = 100  # labels of a split that are read to see whether files are sound
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,29 @@ def check_camvid(root: str | Path | None = None) -> Report:
     return Report("camvid", str(place), counts, step=step)
 
 
+def _sampled_problems(
+    opened: Callable[[str, Path], SegmentationDataset], splits: Iterable[str], at: Path
+) -> list[str]:
+    """What reading some evenly spaced labels of every split complains about.
+
+    Splits without any file are counted as missing already, so their absence is not
+    repeated here.
+    """
+    problems = []
+    for split in splits:
+        try:
+            data = opened(split, at)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        for i in np.unique(np.linspace(0, len(data) - 1, SAMPLED).round().astype(int)):
+            try:
+                data.read_label(int(i))
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+    return problems
+
+
 def _crop_counts(place: Path, name: str, n_train: int) -> list[Count]:
     images, labels = crops.count_crops(place, name, "train")
     made = f"python -m uss_utils data prepare {name}"
@@ -138,6 +165,8 @@ def check_cocostuff(root: str | Path | None = None) -> Report:
         counts.append(Count(f"{split} list {name}", listed, expected, how))
         if split == "train" and listed:
             n_train = listed
+        if listed:
+            problems += _sampled_problems(cocostuff.CocoStuff, [split], place)
     counts += _crop_counts(place, cocostuff.NAME, n_train)
     step = (
         f"`{cocostuff.FETCH}` (20 GB, no login; with `--split val` 1.5 GB), or name "
@@ -158,9 +187,16 @@ def check_cityscapes(root: str | Path | None = None) -> Report:
         for split, n in cityscapes.SPLITS.items()
         for kind in (cityscapes.IMAGES, cityscapes.LABELS)
     ]
+    there = [split for split in cityscapes.SPLITS if _any(counts, split)]
+    problems = _sampled_problems(cityscapes.Cityscapes, there, place)
     counts += _crop_counts(place, cityscapes.NAME, cityscapes.SPLITS["train"])
     step = f"{cityscapes.HOW}; name it with --data-root"
-    return Report(cityscapes.NAME, str(place), tuple(counts), step=step)
+    return Report(cityscapes.NAME, str(place), tuple(counts), tuple(problems), step)
+
+
+def _any(counts: list[Count], split: str) -> bool:
+    """Whether anything of a split was found."""
+    return any(count.found for count in counts if count.what.startswith(split))
 
 
 def _patch_counts(place: Path, suffix: str, splits: dict[str, int]) -> list[Count]:
@@ -183,11 +219,15 @@ def check_potsdam(root: str | Path | None = None) -> Report:
     except FileNotFoundError:
         place = roots.expected_root(root, "potsdam")
     counts = _patch_counts(place, potsdam.Potsdam.SUFFIX, potsdam.SPLITS)
+    there = [split for split in potsdam.SPLITS if _any(counts, split)]
+    problems = _sampled_problems(potsdam.Potsdam, there, place)
     step = (
         f"{potsdam.HOW}, and name it with --data-root. From the tiles of ISPRS "
         "potsdam3-tiles can be made instead"
     )
-    return Report(potsdam.Potsdam.NAME, str(place), tuple(counts), step=step)
+    return Report(
+        potsdam.Potsdam.NAME, str(place), tuple(counts), tuple(problems), step
+    )
 
 
 def check_potsdam_tiles(root: str | Path | None = None) -> Report:

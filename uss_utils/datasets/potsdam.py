@@ -15,7 +15,9 @@ lies in ``by_tile/`` in the same layout, with PNG files.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -96,16 +98,20 @@ def read_mat(path: Path, key: str) -> np.ndarray:
         OSError: the file is absent or cannot be read.
         ValueError: it holds no such array.
     """
-    try:
-        content = scipy.io.loadmat(path, variable_names=[key])
-    except Exception as error:  # scipy raises whatever a damaged file leads it to
-        raise OSError(
-            f"cannot read {path}: {error}; replace the file or remove it"
-        ) from error
+    content = _read(scipy.io.loadmat, path, variable_names=[key])
     if key not in content or not isinstance(content[key], np.ndarray):
         held = ", ".join(name for name, *_ in scipy.io.whosmat(path)) or "nothing"
         raise ValueError(f"{path} holds {held}, but no array named {key!r}")
     return content[key]
+
+
+def _read(reader: Callable[..., Any], path: Path, **options: Any) -> Any:
+    try:
+        return reader(path, **options)
+    except Exception as error:  # scipy raises whatever a damaged file leads it to
+        raise OSError(
+            f"cannot read {path}: {error}; replace the file or remove it"
+        ) from error
 
 
 class Potsdam(FileDataset):
@@ -184,7 +190,10 @@ class Potsdam(FileDataset):
         """Width and height of a patch."""
         if path.suffix != ".mat":
             return super().decode_size(path)
-        return self.decode_image(path).shape[1::-1]
+        for name, shape, _ in _read(scipy.io.whosmat, path):
+            if name == "img" and len(shape) == 3:
+                return shape[1], shape[0]
+        return self.decode_image(path).shape[1::-1]  # says what is wrong
 
     def decode_ids(self, path: Path) -> np.ndarray:
         """Fine ids of a patch, integers (200, 200)."""
