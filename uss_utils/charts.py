@@ -159,7 +159,7 @@ def bar_ladder(
         end = (max(mean + sd, found.max()), i)
         ax.annotate(text, end, xytext=(5, 0), textcoords="offset points", va="center")
     ax.invert_yaxis()
-    ax.margins(x=0.18)
+    ax.margins(x=0.22)  # room for the numbers
     ax.grid(False, axis="y")
     ax.set(xlabel=xlabel, title=title)
     return figure

@@ -124,6 +124,7 @@ def evaluate_together(
     protocol: EvalProtocol | None = None,
     *,
     fit_feat: Tensor | None = None,
+    eval_feat: Tensor | None = None,
     batch_size: int = 16,
     limit_crf: int | None = None,
     progress: bool = False,
@@ -137,6 +138,7 @@ def evaluate_together(
         protocol: one for all; None takes the first model's.
         fit_feat: features of ``fit_set`` where they are known already, float
             (N, C, h, w), not mirrored.
+        eval_feat: the same of ``eval_set``.
         batch_size: images per pass.
         limit_crf: most images with CRF.
         progress: show bars.
@@ -160,6 +162,7 @@ def evaluate_together(
         segmenters,
         eval_set,
         protocol,
+        feat=eval_feat,
         batch_size=batch_size,
         crf_images=_crf_images(protocol, eval_set, limit_crf),
         progress=progress,

@@ -10,6 +10,7 @@ from tests.models import Stripes
 from uss_utils import crf, datasets, methods
 from uss_utils.backbones import tiny_vit
 from uss_utils.evaluation import evaluate, read_records, write_record
+from uss_utils.features import extract
 from uss_utils.methods import kmeans
 from uss_utils.methods.kmeans import Config
 from uss_utils.sampling import labels
@@ -198,6 +199,27 @@ def test_ladder_has_every_rung_and_seed():
         assert record["overrides"] == smoke().overrides()
     board = kmeans.table(records)
     assert board.count("| kmeans: ") == len(kmeans.ROWS)
+
+
+def test_known_features_are_not_computed_again(sets, monkeypatch):
+    cfg = smoke(backbone="vit_tiny_scenes")
+    rungs = ("pretrained", "colour")
+    expected = kmeans.ladder(cfg, (0,), rows=rungs)
+    backbone = cfg.load_backbone()
+    feat = {part.split: extract(backbone, part) for part in sets}
+    asked = []
+
+    def noted(own, *args, **options):
+        asked.append(own.name)
+        return extract(own, *args, **options)
+
+    monkeypatch.setattr(kmeans, "extract", noted)
+    found = kmeans.ladder(cfg, (0,), rows=rungs, feat=feat)
+    assert asked == ["colour"]
+    for one, other in zip(found, expected, strict=True):
+        assert one["headline"] == pytest.approx(other["headline"], abs=0.1)
+    with pytest.raises(ValueError, match="feat holds 4 images of 'train', .* for 6"):
+        kmeans.ladder(cfg, (0,), rows=rungs, feat={"train": feat["val"]})
 
 
 def test_rungs_read_from_disk_stand_in_ladder_order_and_before_later_methods(tmp_path):

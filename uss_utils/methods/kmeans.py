@@ -5,7 +5,7 @@ know nothing of the content (the row index and the colour of a pixel) and beside
 untrained backbone: only what stands above them is owed to the features.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -176,6 +176,7 @@ def ladder(
     seeds: Iterable[int] = (0, 1, 2),
     *,
     rows: Iterable[str] | None = None,
+    feat: Mapping[str, Tensor] | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -188,6 +189,8 @@ def ladder(
         cfg: data, pretrained backbone and protocol; each rung replaces what it must.
         seeds: one record per rung and seed.
         rows: names of the rungs wanted; None: all.
+        feat: features of "train" and "val" by the settings' own backbone, (N, C, h, w)
+            each, where they are known already.
         device: where to compute; "auto" picks.
         progress: show bars.
 
@@ -195,13 +198,19 @@ def ladder(
         Records, rung by rung; :func:`table` prints them.
 
     Raises:
-        ValueError: an unknown rung.
+        ValueError: an unknown rung, or features of another number of images.
     """
     wanted = list(ROWS) if rows is None else list(rows)
     for name in wanted:
         if name not in ROWS:
             raise ValueError(unknown("rung", name, ROWS))
     train_set, val_set = data(cfg)
+    for split, images in (("train", train_set), ("val", val_set)):
+        if feat is not None and len(feat[split]) != len(images):
+            raise ValueError(
+                f"feat holds {len(feat[split])} images of {split!r}, but the settings "
+                f"ask for {len(images)}"
+            )
     label = labels(train_set) if train_set.has_labels else None
     groups: dict[tuple, list[tuple[str, Config]]] = {}
     for name in wanted:
@@ -211,9 +220,10 @@ def ladder(
             key = (rung.backbone, rung.weights, init)
             groups.setdefault(key, []).append((name, rung))
     records = []
-    for rungs in groups.values():
+    for key, rungs in groups.items():
+        known = feat if key == (cfg.backbone, cfg.weights, None) else None
         records += _group(
-            rungs, cfg.overrides(), train_set, val_set, label, device, progress
+            rungs, cfg.overrides(), train_set, val_set, label, known, device, progress
         )
     return sorted(records, key=lambda r: (wanted.index(r["name"]), r["seed"]))
 
@@ -224,13 +234,17 @@ def _group(
     train_set: SegmentationDataset,
     val_set: SegmentationDataset,
     label: Tensor | None,
+    known: Mapping[str, Tensor] | None,
     device: str,
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Rungs that share one backbone."""
     first = rungs[0][1]
     backbone = first.load_backbone(device)
-    feat = extract(backbone, train_set, batch_size=first.batch_size, progress=progress)
+    if known is None:
+        options = {"batch_size": first.batch_size, "progress": progress}
+        known = {"train": extract(backbone, train_set, **options)}
+    feat = known["train"]
     segmenters = []
     for name, cfg in rungs:
         segmenter = _assemble(cfg, train_set, backbone, device)
@@ -244,6 +258,7 @@ def _group(
         val_set,
         train_set,
         fit_feat=feat,
+        eval_feat=known.get("val"),
         limit_crf=first.limit_crf,
         progress=progress,
     )
