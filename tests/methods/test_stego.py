@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.models import Stripes
 from uss_utils import datasets, learning
+from uss_utils.correspondence import pair_correlations
 from uss_utils.environment import generator
 from uss_utils.evaluation import evaluate
 from uss_utils.methods import stego
@@ -65,7 +66,7 @@ def test_loss_repeats_with_the_generator_and_with_what_it_drew():
 def test_terms_compare_the_image_with_itself_its_neighbour_and_the_drawn_ones():
     feat, feat_pos, code, code_pos = maps()
     coords, perms = loss_of(samples=4).draw(4, generator(0))
-    found = stego.pair_correlations(code, code_pos, coords, perms)
+    found = pair_correlations(code, code_pos, coords, perms)
     for r, partners in enumerate(perms.tolist()):
         for i, j in enumerate(partners):
             here = stego.sample_at(code[i : i + 1], coords[0][i : i + 1])
@@ -188,7 +189,7 @@ def test_a_step_trains_head_and_probes_and_its_loss_is_the_sum(material):
 
 
 def test_dropout_is_drawn_apart_for_both_branches_and_the_guide(material, monkeypatch):
-    masks = []
+    trainer, masks = stego.build(smoke(), material).train(), []
 
     def watched(feat, p=0.1, *, keep=None, generator=None):
         masks.append(torch.rand(feat.shape[:2], generator=generator) >= p)
@@ -196,7 +197,6 @@ def test_dropout_is_drawn_apart_for_both_branches_and_the_guide(material, monkey
 
     monkeypatch.setattr("uss_utils.heads.channel_dropout", watched)
     monkeypatch.setattr("uss_utils.methods._stego_step.channel_dropout", watched)
-    trainer = stego.build(smoke(), material).train()
     pairs = stego.Pairs(material.source, material.neighbours)
     trainer.step(pairs.draw(torch.arange(4), generator(0)), generator(1))
     assert len(masks) == 6  # three for the images, three for their neighbours
@@ -226,6 +226,21 @@ def test_measured_shifts_attract_the_share_that_was_asked_for(material):
     assert (other["neg"] > shifts.neg).float().mean() == pytest.approx(0.1, abs=0.05)
     given = stego.build(replace(cfg, shares=None, shifts=(0.3, 0.2, 0.1)), material)
     assert given.loss.shifts == (0.3, 0.2, 0.1)
+
+
+def test_code_correlations_are_taken_at_the_points_of_the_features(material):
+    """A model whose code is the guiding feature itself shows the same correlations."""
+    cfg = smoke(pointwise=False, dropout_features=False)
+    segmenter = stego.train(cfg, material).segmenter
+    found = stego.code_correlations(cfg, material, segmenter)
+    assert {name: len(values) for name, values in found.items()} == {
+        **{"intra": 8, "inter": 8},
+        "neg": 8 * cfg.negatives,
+    }
+    segmenter.head = material.standardise
+    found = stego.code_correlations(cfg, material, segmenter)
+    for name, values in stego.feature_correlations(cfg, material).items():
+        torch.testing.assert_close(found[name], values)
 
 
 def test_the_start_depends_on_the_seed_alone(material):

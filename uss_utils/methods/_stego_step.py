@@ -1,17 +1,26 @@
-"""STEGO's pairs of images, and what one training step makes of them."""
+"""STEGO's pairs of images, one training step on them, and what they correlate to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from uss_utils import learning
-from uss_utils.correspondence import CorrespondenceLoss, Terms
+from uss_utils import environment, learning
+from uss_utils.correspondence import (
+    CorrespondenceLoss,
+    Terms,
+    centre,
+    pair_correlations,
+)
 from uss_utils.heads import SegmentationHead, channel_dropout
 from uss_utils.readout import Readout
+from uss_utils.segmenter import Segmenter
 from uss_utils.sources import FeatureSource
+
+MEASURED = 64  # images whose correlations are looked at
 
 
 @dataclass
@@ -30,6 +39,16 @@ class Material(learning.Material):
         feat = self.source.feat(inputs)
         with torch.autocast(feat.device.type, enabled=False):
             return self.standardise(feat)
+
+
+class Settings(Protocol):
+    """What is read here of :class:`uss_utils.methods.stego.Config`."""
+
+    seed: int
+    pointwise: bool
+
+    def loss(self) -> CorrespondenceLoss: ...  # noqa: D102
+    def dropped_features(self) -> float: ...  # noqa: D102
 
 
 class Pairs:
@@ -116,3 +135,73 @@ class StegoTrainer(nn.Module):
         """One Adam each for head, cluster probe and linear probe, by name."""
         head = {"head": Adam(self.head.parameters(), lr=lr)}
         return head | self.readout.optimisers(linear_lr, cluster_lr)
+
+
+def feature_correlations(
+    cfg: Settings, material: Material, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Centred correlations of the guiding features, as training meets them.
+
+    Their histograms say which shifts make sense. No label is looked at.
+
+    Args:
+        cfg: the method's ``Config``.
+        material: from ``prepare``.
+        generator: draws images, neighbours, points and dropout; None: from the seed.
+
+    Returns:
+        By term ("intra", "inter", "neg"), from at most 64 images, each of shape
+        (B, S, S, S, S), with ``negatives`` times as many for "neg".
+    """
+    draw = environment.generator(cfg.seed) if generator is None else generator
+
+    def guide(inputs: Tensor) -> Tensor:
+        feat = material.guide(inputs)
+        return channel_dropout(feat, cfg.dropped_features(), generator=draw)
+
+    found = _correlations(cfg, material, guide, draw)
+    return {
+        name: torch.cat([centre(f) if cfg.pointwise else f for f in parts])
+        for name, parts in found.items()
+    }
+
+
+def code_correlations(
+    cfg: Settings,
+    material: Material,
+    segmenter: Segmenter,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Correlations of a model's codes, at the points of :func:`feature_correlations`.
+
+    Their histograms tell whether training parts what it should.
+
+    Args:
+        cfg: the method's ``Config``.
+        material: from ``prepare``.
+        segmenter: the model, also in the middle of its training.
+        generator: draws images, neighbours and points; None: from the seed.
+
+    Returns:
+        As :func:`feature_correlations`, not centred.
+    """
+    draw = environment.generator(cfg.seed) if generator is None else generator
+    found = _correlations(
+        cfg, material, lambda x: segmenter.code_of(material.source.feat(x)), draw
+    )
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def _correlations(
+    cfg: Settings,
+    material: Material,
+    view: Callable[[Tensor], Tensor],
+    draw: torch.Generator,
+) -> dict[str, list[Tensor]]:
+    pairs = Pairs(material.source, material.neighbours)
+    indices = torch.randperm(len(pairs), generator=draw)[:MEASURED]
+    batch = pairs.draw(indices, draw)
+    coords, perms = cfg.loss().draw(len(indices), draw)
+    maps = (view(batch[name].to(material.device)) for name in ("input", "positive"))
+    return pair_correlations(*maps, coords, perms)

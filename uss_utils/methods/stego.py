@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from uss_utils import environment, learning
+from uss_utils import learning
 from uss_utils.correspondence import (
     CorrespondenceLoss,
     Terms,
     centre,
     correlation,
-    pair_correlations,
     pair_loss,
     random_coords,
     random_partners,
@@ -33,9 +31,15 @@ from uss_utils.correspondence import (
 )
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.features import correspondence_heatmap, sample_at
-from uss_utils.heads import SegmentationHead, channel_dropout
+from uss_utils.heads import SegmentationHead
 from uss_utils.learning import Trained, Watch
-from uss_utils.methods._stego_step import Material, Pairs, StegoTrainer
+from uss_utils.methods._stego_step import (
+    Material,
+    Pairs,
+    StegoTrainer,
+    code_correlations,
+    feature_correlations,
+)
 from uss_utils.neighbour_index import neighbour_index
 from uss_utils.neighbours import global_descriptors, nearest
 from uss_utils.presets import presets
@@ -54,6 +58,7 @@ __all__ = [
     "Terms",
     "build",
     "centre",
+    "code_correlations",
     "correlation",
     "correspondence_heatmap",
     "feature_correlations",
@@ -66,8 +71,6 @@ __all__ = [
     "shift_for_share",
     "train",
 ]
-
-MEASURED = 64  # images on which shifts are measured
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,18 @@ class Config(LearnedRecipe):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} has to lie in [0, 1)")
 
+    def loss(self, shifts: Sequence[float] | None = None) -> CorrespondenceLoss:
+        """The loss of these settings, or with other shifts."""
+        return CorrespondenceLoss(
+            self.loss_weights,
+            self.shifts if shifts is None else shifts,
+            self.samples,
+            self.negatives,
+            self.pointwise,
+            self.zero_clamp,
+            self.stabilize,
+        )
+
     def dropped_features(self) -> float:
         """Share of channels of the guiding features that is dropped."""
         return self.dropout if self.dropout_features else 0.0
@@ -154,8 +169,15 @@ _SMALL: dict[str, Any] = {
 PRESETS = presets(
     smoke=Config(**_SMALL | {"steps": 4}, n_train=16, n_val=8, batch_size=4),
     scenes=Config(**_SMALL, n_train=200, n_val=150),
-    scenes_aerial=Config(**_SMALL, dataset="scenes-aerial", n_train=200, n_val=150),
-    camvid_tiny=Config(**_SMALL | {"samples": 11}, dataset="camvid", size=(240, 320)),
+    scenes_aerial=Config(
+        **_SMALL | {"shares": (0.1, 0.1, 0.05)},
+        dataset="scenes-aerial",
+        n_train=200,
+        n_val=150,
+    ),
+    camvid_tiny=Config(
+        **_SMALL | {"samples": 11}, dataset="camvid", size=(240, 320), batch_size=8
+    ),
     camvid_vits16=Config(
         **_SMALL | {"samples": 11, "standardise": "none", "steps": 1000},
         dataset="camvid",
@@ -239,48 +261,6 @@ def prepare(
     return Material(**parts, neighbours=found)
 
 
-def feature_correlations(
-    cfg: Config, material: Material, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
-    """Centred correlations of the guiding features, as training meets them.
-
-    Their histograms say which shifts make sense. No label is looked at.
-
-    Args:
-        cfg: the settings.
-        material: from :func:`prepare`.
-        generator: draws images, neighbours, points and dropout; None: from the seed.
-
-    Returns:
-        By term ("intra", "inter", "neg"), from at most 64 images, each of shape
-        (B, S, S, S, S), with ``negatives`` times as many for "neg".
-    """
-    draw = environment.generator(cfg.seed) if generator is None else generator
-    pairs = Pairs(material.source, material.neighbours)
-    batch = pairs.draw(torch.randperm(len(pairs), generator=draw)[:MEASURED], draw)
-    feats = [
-        material.guide(batch[k].to(material.device)) for k in ("input", "positive")
-    ]
-    guides = [channel_dropout(f, cfg.dropped_features(), generator=draw) for f in feats]
-    coords, perms = _loss(cfg, cfg.shifts).draw(len(guides[0]), draw)
-    return {
-        name: torch.cat([centre(f) if cfg.pointwise else f for f in found])
-        for name, found in pair_correlations(*guides, coords, perms).items()
-    }
-
-
-def _loss(cfg: Config, shifts: Sequence[float]) -> CorrespondenceLoss:
-    return CorrespondenceLoss(
-        cfg.loss_weights,
-        shifts,
-        cfg.samples,
-        cfg.negatives,
-        cfg.pointwise,
-        cfg.zero_clamp,
-        cfg.stabilize,
-    )
-
-
 def build(cfg: Config, material: Material) -> StegoTrainer:
     """Head and probes before the first step, with shifts that suit the features.
 
@@ -305,7 +285,7 @@ def build(cfg: Config, material: Material) -> StegoTrainer:
     return StegoTrainer(
         head,
         material.readout(cfg, cfg.dim),
-        _loss(cfg, shifts),
+        cfg.loss(shifts),
         material.guide,
         cfg.dropped_features(),
     ).to(material.device)
