@@ -103,6 +103,19 @@ class TestPcaRgb:
             mirrored = np.allclose(one[..., k], 1 - two[..., k])
             assert same or mirrored
 
+    def test_colours_like_those_of_other_features(self):
+        rows = torch.randn(128, 6, generator=generator(2), dtype=torch.float64)
+        rows = torch.linalg.qr(rows - rows.mean(0)).Q  # uncorrelated channels
+        feat = rows.T.unflatten(1, (2, 8, 8)).movedim(1, 0)
+        one = plots.pca_rgb(feat * torch.tensor([9, 5, 3, 1, 1, 1])[:, None, None])
+        # The same three directions, in another order and some turned round.
+        other = feat * torch.tensor([-5, 3, -9, 1, 1, 1])[:, None, None]
+        assert not np.allclose(plots.pca_rgb(other), one)
+        np.testing.assert_allclose(plots.pca_rgb(other, like=one), one)
+        assert np.all(plots.pca_rgb(torch.ones(2, 4, 8, 8), like=one) == 0.5)
+        with pytest.raises(ValueError, match="belong to other patches than"):
+            plots.pca_rgb(feat[:1], like=one)
+
     def test_few_or_constant_channels(self):
         assert plots.pca_rgb(torch.rand(1, 3, 3)).shape == (3, 3, 3)
         assert np.all(plots.pca_rgb(torch.ones(4, 3, 3)) == 0.5)
@@ -189,6 +202,8 @@ class TestCharts:
         assert ax.get_title() == "loss"
         assert ax.lines[0].get_xdata().tolist() == [0, 10, 20, 30, 40]
         assert len(plots.curves({"a": [1, 2], "b": [2, 3]}, smooth=2).axes) == 2
+        low, high = plots.curves({"a": [0, 1], "b": [0, 9]}, one_scale=True).axes
+        assert low.get_ylim() == high.get_ylim() and high.get_ylim()[1] > 9
         with pytest.raises(ValueError, match="no curve named los; there are: loss"):
             plots.curves(rows, ["los"])
         with pytest.raises(ValueError, match="there are: none"):

@@ -72,6 +72,7 @@ def curves(
     names: Sequence[str] | None = None,
     *,
     smooth: int = 1,
+    one_scale: bool = False,
     title: str = "",
 ) -> Figure:
     """Training curves, one small panel per quantity.
@@ -80,6 +81,7 @@ def curves(
         history: a ``training.History``, its list of rows, or name -> values.
         names: quantities to show; all numbers but "step" when None.
         smooth: length of the moving average drawn over the raw values.
+        one_scale: all panels show the same range of values.
         title: the finding.
 
     Raises:
@@ -99,6 +101,8 @@ def curves(
     grid = new_axes(figure, rows, columns).ravel()
     for ax, name in zip(grid, names, strict=False):
         x, y = series[name]
+        if one_scale and ax is not grid[0]:
+            ax.sharey(grid[0])
         ax.plot(x, y, color=PLAIN, alpha=0.35 if smooth > 1 else 1)
         if smooth > 1 and len(y) >= smooth:
             mean = np.convolve(y, np.ones(smooth) / smooth, mode="valid")

@@ -5,6 +5,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from uss_utils.datasets.transforms import denormalise
@@ -102,7 +103,7 @@ def overlay(image: Any, label: Any, palette: Any, alpha: float = 0.5) -> np.ndar
     return np.rint(mixed).astype(np.uint8)
 
 
-def pca_rgb(feat: Tensor) -> np.ndarray:
+def pca_rgb(feat: Tensor, like: np.ndarray | None = None) -> np.ndarray:
     """The three main directions of features as red, green and blue.
 
     All maps of a batch share one basis, so equal colours mean similar features across
@@ -110,12 +111,15 @@ def pca_rgb(feat: Tensor) -> np.ndarray:
 
     Args:
         feat: shape (C, h, w) or (B, C, h, w).
+        like: the result for other features of the same patches. Which direction gets
+            which colour, and which end of it, is arbitrary: with ``like`` it is what
+            resembles those colours most.
 
     Returns:
         Float RGB in [0, 1], shape (h, w, 3) or (B, h, w, 3).
 
     Raises:
-        ValueError: another number of axes.
+        ValueError: another number of axes, or ``like`` is of other patches.
     """
     if feat.ndim not in (3, 4):
         raise ValueError(f"expected (C, h, w) or (B, C, h, w), got {tuple(feat.shape)}")
@@ -134,4 +138,20 @@ def pca_rgb(feat: Tensor) -> np.ndarray:
     scaled = (score - low) / np.where(varies, high - low, 1)
     rgb = np.where(varies, scaled, 0.5).clip(0, 1)
     rgb = np.pad(rgb, ((0, 0), (0, 3 - rgb.shape[1])), constant_values=0.5)
-    return rgb.reshape(*maps.shape[:-1], 3)
+    rgb = rgb.reshape(*maps.shape[:-1], 3)
+    return rgb if like is None else _recoloured(rgb, like)
+
+
+def _recoloured(rgb: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The channels in the order, and as bright or as dark, as they resemble others."""
+    if rgb.shape != like.shape:
+        raise ValueError(
+            f"colours of shape {like.shape} belong to other patches than {rgb.shape}"
+        )
+    ours, theirs = (x.reshape(-1, 3) - x.reshape(-1, 3).mean(0) for x in (rgb, like))
+    scale = np.linalg.norm(ours, axis=0)[:, None] * np.linalg.norm(theirs, axis=0)
+    alike = ours.T @ theirs / np.maximum(scale, 1e-12)
+    own, place = linear_sum_assignment(np.abs(alike), maximize=True)
+    found, chosen = np.empty_like(rgb), rgb[..., own]
+    found[..., place] = np.where(alike[own, place] < 0, 1 - chosen, chosen)
+    return found
