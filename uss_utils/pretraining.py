@@ -9,8 +9,8 @@ Two stages, each on pairs of augmented crops ("views") of the same image:
    the names come from a slowly moving copy of itself, the teacher, that sees the other
    view. DINO's loss (Caron et al., ICCV 2021, eq. 2-3) per patch, with the teacher's
    names balanced by the Sinkhorn-Knopp iteration of SwAV (Caron et al., NeurIPS 2020,
-   eq. 3) instead of centring. From random weights it does not start; from stage 1 it
-   does.
+   eq. 3) instead of centring. It is given the weights of stage 1: started from random
+   ones, such a distillation did not get going within minutes.
 
 No label enters either stage.
 """
