@@ -30,6 +30,29 @@ def test_auto_gives_a_device_that_computes():
     assert torch.ones(2, device=device).sum().item() == 2
 
 
+def test_bf16_is_slow_where_an_x86_cpu_emulates_it(monkeypatch):
+    cpu = torch.device("cpu")
+    facts = {"_is_avx512_bf16_supported": False, "_is_amx_tile_supported": False}
+
+    def machine(name="x86_64", **changed):
+        monkeypatch.setattr("platform.machine", lambda: name)
+        for fact, value in (facts | changed).items():
+            monkeypatch.setattr(torch.cpu, fact, lambda v=value: v, raising=False)
+
+    machine()
+    assert environment.slow_bf16(cpu)
+    assert not environment.slow_bf16(torch.device("meta"))
+    for changed in facts:
+        machine(**{changed: True})
+        assert not environment.slow_bf16(cpu)
+    machine("arm64")
+    assert not environment.slow_bf16(cpu)
+    machine()
+    for fact in facts:  # a torch that does not tell
+        monkeypatch.delattr(torch.cpu, fact)
+    assert not environment.slow_bf16(cpu)
+
+
 def test_seed_all_repeats_three_generators():
     def draws():
         environment.seed_all(7)

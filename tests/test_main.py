@@ -108,11 +108,18 @@ def test_pretrain_writes_weights_and_a_card_that_names_no_folder(run, tmp_path):
     out = tmp_path / "tiny.safetensors"
     words = ["pretrain", "--out", out, "--dataset", "scenes", "--images", 2]
     words += ["--vicreg-steps", 2, "--distil-steps", 1, "--batch-size", 2]
-    status, _ = run(*words, "--device", "cpu")
+    status, _ = run(*words, "--device", "cpu", "--precision", "no")
     assert status == 0
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["config"]["vicreg_steps"] == 2 and card["versions"]["torch"]
+    assert card["config"]["precision"] == "no"
     assert str(tmp_path) not in json.dumps(card)
+
+
+def test_unknown_precision_stops_before_any_image_is_made(run, tmp_path):
+    words = ["--out", tmp_path / "a.safetensors", "--precision", "half"]
+    status, _ = run("pretrain", *words)
+    assert status == "error: unknown precision 'half', known are: bf16, fp16, no"
 
 
 # ------------------------------------------------------------- train and evaluate

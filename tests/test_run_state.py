@@ -1,10 +1,12 @@
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
+from uss_utils import run_state
 from uss_utils.checkpoints import flatten, load_tensors, save_tensors, unflatten
 from uss_utils.run_state import (
     own_accelerator,
@@ -58,6 +60,19 @@ def test_accelerators_keep_to_themselves():
         assert outer.mixed_precision == "bf16"
         assert outer.device == CPU
     assert before == (AcceleratorState._shared_state, PartialState._shared_state)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_emulated_bf16_is_warned_of(monkeypatch, slow):
+    monkeypatch.setattr(run_state, "slow_bf16", lambda device: slow)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for precision in ("no", "bf16", "bf16"):
+            with own_accelerator(precision, "cpu"):
+                pass
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == slow
+    assert not slow or "choose precision 'no' (--precision no)" in found[0]
 
 
 def test_accumulation_asked_for_elsewhere_does_not_scale_the_loss(monkeypatch):

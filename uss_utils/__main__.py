@@ -212,6 +212,9 @@ def pretrain(
     vicreg_steps: Annotated[int | None, typer.Option(help="Steps of stage 1.")] = None,
     distil_steps: Annotated[int | None, typer.Option(help="Steps of stage 2.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="bf16, or no: faster where a CPU emulates bf16.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and views.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     half: Annotated[bool, typer.Option(help="Store float16 (or float32).")] = True,
@@ -232,6 +235,7 @@ def pretrain(
         "vicreg_steps": vicreg_steps,
         "distil_steps": distil_steps,
         "batch_size": batch_size,
+        "precision": precision,
         "seed": seed,
     }
     cfg = pretraining.Config(**{k: v for k, v in chosen.items() if v is not None})

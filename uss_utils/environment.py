@@ -46,6 +46,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def slow_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is emulated there: an x86 CPU without AVX512-BF16 and AMX.
+
+    Other CPUs are given the benefit of the doubt; nothing is measured.
+    """
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    facts = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    known = [getattr(torch.cpu, fact, lambda: True) for fact in facts]
+    return not any(fact() for fact in known)
+
+
 def seed_all(seed: int) -> None:
     """Seed python, numpy and torch. The only place that touches global generators."""
     random.seed(seed)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from uss_utils.backbones import tiny_vit
 from uss_utils.environment import pick_device, seed_all
+from uss_utils.presets import unknown
 from uss_utils.training import EMA, History, Step, cosine_ramp, cosine_schedule, fit
 from uss_utils.unlabelled import SCENE_KINDS as SCENE_KINDS
 from uss_utils.unlabelled import Unlabelled, gather
@@ -59,8 +60,18 @@ class Config:
     teacher_temperature: float = 0.04
     student_temperature: float = 0.1
     teacher_momentum: float = 0.996  # rises to 1 along a half cosine
-    precision: str = "bf16"
+    precision: str = "bf16"  # "no": float32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown precision before any image is made.
+
+        Raises:
+            ValueError: it is not one of "bf16", "fp16" and "no".
+        """
+        known = ("bf16", "fp16", "no")
+        if self.precision not in known:
+            raise ValueError(unknown("precision", self.precision, known))
 
 
 # ------------------------------------------------------------------------- network

@@ -3,6 +3,7 @@
 import atexit
 import json
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from uss_utils.checkpoints import flatten, load_tensors, save_tensors, unflatten
-from uss_utils.environment import pick_device, seed_all
+from uss_utils.environment import pick_device, seed_all, slow_bf16
 from uss_utils.history import History
 from uss_utils.schedules import EMA
 
@@ -53,6 +54,13 @@ def own_accelerator(
     if precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"unknown precision {precision!r}; use 'no', 'bf16' or 'fp16'")
     wanted = pick_device("auto" if device is None else str(device))
+    if precision == "bf16" and slow_bf16(wanted):
+        # Python shows a warning of one text and place once per process.
+        warnings.warn(
+            "precision 'bf16' is much slower than 'no' on this CPU, which "
+            "only emulates it; choose precision 'no' (--precision no)",
+            stacklevel=2,
+        )
     shared = [kind._shared_state for kind in _SINGLETONS]
     before = [dict(state) for state in shared]
     for state in shared:
