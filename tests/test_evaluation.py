@@ -150,6 +150,20 @@ def test_models_on_one_backbone_are_scored_as_if_alone():
         evaluate_together([first, grey_model()], data, fit_set)
 
 
+def test_images_are_not_read_where_features_and_labels_are_enough():
+    data, fit_set = Stripes(split="val"), Stripes()
+    feat = grey_model().backbone.features(fit_set.batch(range(len(fit_set)))[0])
+    single = EvalProtocol(flip=False)
+    expected = evaluate(grey_model(), data, fit_set, single)
+    read, labels = fit_set.read, []
+    fit_set.read_label = lambda i: labels.append(i) or read(i)[1]
+    fit_set.read = None  # a call would fail
+    options = {"protocol": single, "fit_feat": feat}
+    (found,) = evaluate_together([grey_model()], data, fit_set, **options)
+    assert without_run(found) == without_run(expected)
+    assert sorted(labels) == list(range(len(fit_set)))
+
+
 def test_flip_average_is_used_when_asked_for():
     model = grey_model()
     seen = []

@@ -119,14 +119,18 @@ def count(
     """
     tallies = [Tally(model, dataset.has_labels, linear) for model in segmenters]
     device = segmenters[0].device
+    # Labels alone are read much faster, where nothing is left to compute from images.
+    needed = feat is None or protocol.flip or crf_images
+    read = dataset.batch if needed else lambda rows: (None, dataset.labels(rows))
     with ExitStack() as stack:
         title = f"{dataset.name} {dataset.split}"
         bar = tqdm(total=len(dataset), desc=title, unit="img", disable=not progress)
         stack.enter_context(bar)
         pool = stack.enter_context(CRFPool()) if crf_images else None
-        batches = in_order(dataset.batch, len(dataset), batch_size)
+        batches = in_order(read, len(dataset), batch_size)
         for rows, (image, label) in stack.enter_context(closing(batches)):
-            image, label = image.to(device), label.to(device)
+            image = None if image is None else image.to(device)
+            label = label.to(device)
             known = None if feat is None else feat[rows.start : rows.stop].to(device)
             found = _features(segmenters[0], image, known, protocol.flip)
             chosen = [i for i, row in enumerate(rows) if row in crf_images]
@@ -143,7 +147,7 @@ def count(
 
 
 def _features(
-    segmenter: "Segmenter", image: Tensor, known: Tensor | None, flip: bool
+    segmenter: "Segmenter", image: Tensor | None, known: Tensor | None, flip: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Features of the images and, for a flip average, of the mirrored images."""
     backbone = segmenter.backbone
