@@ -34,6 +34,7 @@ Backbone and features
     neighbours *    which images look alike; neighbour_index: kept on disk
     sources         features of a training set: in memory, on disk, or recomputed
     heads           maps from feat to code
+    coded           a trained head on its backbone, as a backbone
     correspondence * how similar the places of two images are, pair by pair
 
 Grouping

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from uss_utils.datasets.base import SegmentationDataset
+from uss_utils import datasets
+from uss_utils.datasets.base import Mirrored, SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise
 
 
@@ -149,3 +150,25 @@ def test_data_sets_travel_to_worker_processes():
     data = pickle.loads(pickle.dumps(Toy().subset([1, 2])))  # noqa: S301
     loader = torch.utils.data.DataLoader(data, batch_size=2)
     assert next(iter(loader))["name"] == ["train_000001", "train_000002"]
+
+
+def street():
+    return datasets.load("scenes", "val", size=64, limit=3)
+
+
+class TestMirrored:
+    def test_is_the_mirror_image_of_what_the_geometry_left(self):
+        plain = street().with_transform(Transform("center", (48, 57)))
+        turned = Mirrored(plain)
+        assert len(turned) == 3 and turned.item_name(1) == plain.item_name(1)
+        image, label = plain.batch([0, 2])
+        turned_image, turned_label = turned.batch([0, 2])
+        assert torch.equal(turned_image, image.flip(-1))
+        assert not torch.equal(turned_image, image)
+        assert torch.equal(turned_label, label.flip(-1))
+        assert torch.equal(turned.labels([0, 2]), label.flip(-1))
+
+    def test_is_another_set_to_a_cache(self):
+        plain = street()
+        assert Mirrored(plain).fingerprint() != plain.fingerprint()
+        assert Mirrored(plain).fingerprint() == Mirrored(street()).fingerprint()

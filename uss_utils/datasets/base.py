@@ -233,3 +233,44 @@ class Subset(SegmentationDataset):
     def item_digest(self, index: int) -> bytes:
         """Digest of the item in the set it was chosen from."""
         return self.parent.item_digest(self.indices[index])
+
+
+class Mirrored(SegmentationDataset):
+    """Another data set with left and right exchanged, after its geometry.
+
+    Mirroring first and then cropping would cut another piece wherever a border is odd.
+    """
+
+    def __init__(self, parent: SegmentationDataset):
+        super().__init__(
+            parent.name,
+            parent.split,
+            parent.classes,
+            parent.palette,
+            parent.transform,
+            parent.has_labels,
+        )
+        self.threads = parent.threads
+        self.parent = parent
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def __getitem__(self, index: int) -> dict:
+        """One mirrored item; see :meth:`SegmentationDataset.__getitem__`."""
+        item = self.parent[index]
+        return item | {key: item[key].flip(-1) for key in ("image", "label")}
+
+    def _label_item(self, index: int) -> dict:
+        item = self.parent._label_item(index)
+        return item | {"label": item["label"].flip(-1)}
+
+    def item_name(self, index: int) -> str:
+        """Name of the item that is mirrored."""
+        return self.parent.item_name(index)
+
+    def fingerprint(self) -> str:
+        """Hex digest that differs from the one of the set as it is."""
+        return hashlib.sha256(
+            f"mirrored {self.parent.fingerprint()}".encode()
+        ).hexdigest()
