@@ -16,7 +16,7 @@ from torch import Tensor
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.environment import pick_device
 from uss_utils.extraction import device_of, feature_batches
-from uss_utils.frozen import Frozen, check_images
+from uss_utils.frozen import Frozen
 from uss_utils.paths import atomic_file, cache_dir
 from uss_utils.resumable import ArrayWriter, explained, locked, npy_size
 
@@ -225,7 +225,7 @@ def content_key(backbone: Frozen, dataset: SegmentationDataset) -> dict:
     if len(dataset) == 0:
         raise ValueError("there is no image to extract features from")
     images, _ = dataset.batch([0])
-    h, w = check_images(images, backbone.patch)
+    h, w = backbone.grid(images)
     return {
         "format": FORMAT,
         "dataset": dataset.fingerprint(),

@@ -51,6 +51,8 @@ class Frozen(nn.Module):
         position: how the position table is resampled; "rotary" or "none" where there is
             no table.
         untrained: its weights are random.
+        view: what its features are: "features", or "tokens" for
+            :class:`uss_utils.last_block.LastBlockTokens`.
     """
 
     name: str
@@ -61,10 +63,19 @@ class Frozen(nn.Module):
     prefix: int = 0
     position: str = "none"
     untrained: bool = False
+    view: str = "features"
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stay in eval mode, whatever is asked: a frozen backbone has no other."""
         return super().train(False)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the features of a batch of images.
+
+        Raises:
+            ValueError: see :func:`check_images`.
+        """
+        return check_images(images, self.patch)
 
     def features(self, images: Tensor) -> Tensor:
         """Dense features alone: ``forward(images).feat``, shape (B, C, h, w)."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from uss_utils.last_block import BlockHead
 from uss_utils.pca import PCA
 
 
@@ -230,12 +231,13 @@ def _empty_standardise(in_dim: int, dim: int | None) -> Standardise:
 
 
 HEADS: dict[str, type[nn.Module]] = {
-    head.kind: head for head in (SegmentationHead, Standardise, Chain)
+    head.kind: head for head in (SegmentationHead, Standardise, Chain, BlockHead)
 }
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     SegmentationHead.kind: SegmentationHead,
     Standardise.kind: _empty_standardise,
     Chain.kind: _empty_chain,
+    BlockHead.kind: BlockHead,
 }
 
 

@@ -18,6 +18,7 @@ from uss_utils.checkpoints import load_tensors, save_tensors
 from uss_utils.datasets.transforms import Transform
 from uss_utils.environment import pick_device
 from uss_utils.frozen import Frozen
+from uss_utils.last_block import LastBlockTokens
 from uss_utils.paths import atomic_file
 from uss_utils.probes import ClusterProbe, LinearProbe
 from uss_utils.protocol import EvalProtocol
@@ -78,6 +79,7 @@ def _describe(segmenter: "Segmenter") -> dict[str, Any]:
         "backbone": {
             "name": backbone.name,
             "position": backbone.position,
+            "view": backbone.view,
             "fingerprint": backbone.fingerprint,
         },
         "head": segmenter.head.config(),
@@ -115,13 +117,15 @@ def _fields(described: dict[str, Any], weights: str | Path | None) -> dict[str, 
 def _backbone(described: dict[str, Any], weights: str | Path | None) -> Frozen:
     stored = described["backbone"]
     position = stored["position"]
-    return backbones.load(
+    backbone = backbones.load(
         stored["name"],
         weights,
         # "rotary" and "none" are facts about a model, not choices.
         position=position if position in ("released", "timm") else "released",
         seed=described["meta"].get("backbone_seed", 0),
     )
+    view = stored.get("view", "features")  # absent in older files
+    return LastBlockTokens(backbone) if view == "tokens" else backbone
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.extraction import extract, feature_batches
 from uss_utils.feature_cache import FeatureCache
-from uss_utils.frozen import Frozen, check_images
+from uss_utils.frozen import Frozen
 from uss_utils.paths import cache_dir
 from uss_utils.sampling import labels
 
@@ -189,4 +189,4 @@ def feature_shape(
     if len(dataset) == 0:
         raise ValueError(f"{dataset.name} {dataset.split} holds no image")
     images, _ = dataset.batch([0])
-    return len(dataset), backbone.dim, *check_images(images, backbone.patch)
+    return len(dataset), backbone.dim, *backbone.grid(images)
