@@ -1,4 +1,4 @@
-"""Contrastive loss over all patches of a batch, one image's rows at a time.
+"""Contrastive loss over all patches of a batch, some anchors at a time.
 
 Every patch is compared with every other one, so the similarity matrix of a batch of 64
 images has 2.5 billion entries. The loss and its gradient are sums over rows, and the
@@ -17,17 +17,18 @@ from uss_utils.rows import as_float
 
 
 class Rows(NamedTuple):
-    """What the patches of one image, the anchors, are compared with.
+    """What some anchors, the patches of one image say, are compared with.
 
     Attributes:
-        rows: their place among the N patches of the batch.
+        rows: their place among the N patches of the batch: a slice, or row numbers
+            of which none occurs twice.
         weights: weight of every pair (n, N), zero for negatives and in rows that are
             no anchors.
         denominator: patches that enter an anchor's normalisation, bool (n, N).
         scale: factor of the block's loss, usually one over the sum of the weights.
     """
 
-    rows: slice
+    rows: slice | Tensor
     weights: Tensor
     denominator: Tensor
     scale: Tensor | float

@@ -5,8 +5,9 @@
 result, and :func:`repeat` scores several seeds under one protocol.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +38,14 @@ class Material:
         source: their features.
         standardise: fixed map from features to what the head sees.
         device: where to train.
+        behind: the fixed map stands behind the head instead.
     """
 
     dataset: SegmentationDataset
     source: FeatureSource
     standardise: Standardise
     device: torch.device
+    behind: bool = False
 
     @property
     def backbone(self) -> Frozen:
@@ -65,10 +68,17 @@ class Material:
 
 
 class Trained(NamedTuple):
-    """A trained model and the figures of its training."""
+    """A trained model and the figures of its training.
+
+    Attributes:
+        segmenter: the model.
+        history: of its training.
+        others: models that came with it, by a word that tells them apart.
+    """
 
     segmenter: Segmenter
     history: History
+    others: Mapping[str, Segmenter] = MappingProxyType({})
 
 
 def prepare(
@@ -77,6 +87,7 @@ def prepare(
     *,
     device: str | torch.device = "cpu",
     wrap: Callable[[Frozen], Frozen] | None = None,
+    seen: Callable[[Frozen], Callable[[Tensor], Tensor]] | None = None,
     progress: bool = False,
 ) -> Material:
     """Open data, backbone and features, and fit the fixed map in front of the head.
@@ -88,6 +99,8 @@ def prepare(
         wrap: makes of the backbone one that gives what the method needs beside the
             features; its first channels are the features. The backbone itself is its
             ``inner``.
+        seen: for heads in front of the fixed map: makes of the backbone the head that
+            the map is fitted behind. None: the map is fitted to the features.
         progress: show bars.
 
     Raises:
@@ -97,17 +110,18 @@ def prepare(
     place = pick_device(str(device))
     dataset = cfg.open("train") if dataset is None else dataset
     backbone = cfg.load_backbone(place)
-    width = backbone.dim
     source = FeatureSource.open(
         wrap(backbone) if wrap else backbone,
         dataset,
         cache=cfg.cache,
         progress=progress,
     )
-    maps = (feat[:, :width] for _, feat in source.batches())
+    width = backbone.dim
+    look = seen(source.backbone) if seen else lambda feat: feat[:, :width]
+    maps = (look(feat.to(place)) for _, feat in source.batches())
     rows = random_patches(maps, len(source), TOKENS, generator(cfg.seed))
     fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim)
-    return Material(dataset, source, fixed.to(place), place)
+    return Material(dataset, source, fixed.to(place), place, seen is not None)
 
 
 def plain(backbone: Frozen) -> Frozen:
@@ -157,7 +171,8 @@ def assemble(
         readout: the probes.
     """
     if cfg.standardise != "none":
-        head = Chain(material.standardise, head)
+        parts = (material.standardise, head)
+        head = Chain(*(parts[::-1] if material.behind else parts))
     return cfg.segmenter(
         method,
         plain(material.backbone),

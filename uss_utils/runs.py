@@ -10,7 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from uss_utils.evaluation import EvalProtocol, evaluate, write_record
+from uss_utils.evaluation import (
+    EvalProtocol,
+    evaluate,
+    evaluate_together,
+    write_record,
+)
 from uss_utils.recipe import Recipe
 from uss_utils.segmenter import Segmenter
 
@@ -35,29 +40,35 @@ def train(
         device: where to compute; "auto" picks.
 
     Returns:
-        The records, in the order of the seeds.
+        The records, in the order of the seeds, one for every model of a training.
 
     Raises:
         ValueError: a checkpoint in ``folder`` belongs to other settings.
         FileNotFoundError: the data set is not there.
     """
-    name = method.__name__.rpartition(".")[2]
+    method_name = method.__name__.rpartition(".")[2]
     val_set = cfg.open("val")
     learned = hasattr(method, "prepare")
     if learned:
         material = method.prepare(cfg, device=device, progress=True)
     records = []
     for seed in seeds:
-        own, stem = replace(cfg, seed=seed), f"{name}-seed{seed}"
+        own, stem = replace(cfg, seed=seed), f"{method_name}-seed{seed}"
         if learned:
             place = folder / "checkpoints" / f"{stem}.safetensors"
-            segmenter = method.train(own, material, checkpoint=place).segmenter
+            trained = method.train(own, material, checkpoint=place)
+            models = {stem: trained.segmenter}
+            models |= {f"{stem}-{word}": m for word, m in trained.others.items()}
         else:
-            segmenter = method.train(own, device=device, progress=True)
-        print("model:", segmenter.save(folder / "models" / stem))
-        record = evaluate(segmenter, val_set, limit_crf=cfg.limit_crf, progress=True)
-        write_record(record, folder / "records")
-        records.append(record)
+            models = {stem: method.train(own, device=device, progress=True)}
+        for name, segmenter in models.items():
+            print("model:", segmenter.save(folder / "models" / name))
+        found = evaluate_together(
+            list(models.values()), val_set, limit_crf=cfg.limit_crf, progress=True
+        )
+        for record in found:
+            write_record(record, folder / "records")
+        records += found
     return records
 
 
