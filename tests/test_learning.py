@@ -1,11 +1,14 @@
 """What all trainings share, shown on a method that only learns its probes."""
 
 from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.models import Stripes
+from uss_utils.datasets.transforms import RESAMPLES
 from uss_utils.environment import generator
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Chain, SegmentationHead
@@ -52,6 +55,39 @@ def test_recipe_opens_both_splits_with_their_sizes():
     assert (len(cfg.open("train")), len(cfg.open("val"))) == (6, 4)
     assert not Config(flip=False).protocol().flip
     assert isinstance(cfg, PresetConfig)
+
+
+def test_recipe_resizes_evaluated_images_by_their_own_rule(tmp_path):
+    for split in ("train", "val"):
+        place = tmp_path / "imgs" / split
+        place.mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(place / "a.png")
+    # No labels: a folder of pictures is enough to see the geometry.
+    options = {"dataset": "folder", "root": str(tmp_path), "size": 16}
+
+    def rules(**changes):
+        cfg = Config(**options, **changes)
+        return [cfg.open(split).transform.resample for split in ("train", "val")]
+
+    assert rules() == ["bilinear", "bilinear"]
+    assert rules(resample="nearest") == ["nearest", "nearest"]
+    assert rules(eval_resample="tensor") == ["bilinear", "tensor"]
+    assert rules(resample="nearest", eval_resample="bilinear") == [
+        "nearest",
+        "bilinear",
+    ]
+    with pytest.raises(ValueError, match="eval_resample"):
+        Config(eval_resample="cubic")
+    for field in ("resample", "eval_resample"):
+        kinds = get_args(get_type_hints(Config)[field])[0]
+        assert get_args(kinds) == RESAMPLES
+
+
+def test_recipe_chooses_how_the_position_table_is_resampled():
+    assert Config().load_backbone().position == "released"
+    assert Config(position="timm").load_backbone().position == "timm"
+    with pytest.raises(ValueError, match="position"):
+        Config(position="bicubic")
 
 
 def test_number_of_clusters_comes_from_settings_or_classes():

@@ -86,7 +86,7 @@ def prepare(
     ] = None,
     resample: Annotated[
         str | None,
-        typer.Option(help="nearest, as STEGO does (default), or bilinear."),
+        typer.Option(help="nearest, as STEGO does (default), bilinear, or tensor."),
     ] = None,
     k: Annotated[int, typer.Option(help="Length of a list, the image included.")] = 8,
     processes: Annotated[

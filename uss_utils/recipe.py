@@ -27,11 +27,15 @@ class Recipe(PresetConfig):
         size: of the training images, as in :func:`uss_utils.datasets.load`.
         eval_size: of the evaluated images; None: as ``size``.
         resample: how stored images are resized: "nearest", as STEGO and its successors
-            do, or "bilinear" (antialiased); None: what the reader prefers.
+            do, or "bilinear" (antialiased), or "tensor", see
+            :class:`~uss_utils.datasets.transforms.Transform`; None: what the reader
+            prefers.
+        eval_resample: how evaluated images are resized; None: as ``resample``.
         crops: "five" trains on five crops per image (``data prepare`` makes them).
         n_train: training images; None: all.
         n_val: evaluated images; None: all.
         backbone: see :func:`uss_utils.backbones.load`.
+        position: how its position table is resampled, "released" or "timm".
         standardise: fixed map applied to the features first.
         whiten_dim: principal components that "whiten" keeps.
         clusters: number of clusters; None: as many as classes.
@@ -46,11 +50,13 @@ class Recipe(PresetConfig):
     dataset: str = "scenes"
     size: int | tuple[int, int] | None = None
     eval_size: int | tuple[int, int] | None = None
-    resample: Literal["nearest", "bilinear"] | None = None
+    resample: Literal["nearest", "bilinear", "tensor"] | None = None
+    eval_resample: Literal["nearest", "bilinear", "tensor"] | None = None
     crops: Literal["five"] | None = None
     n_train: int | None = None
     n_val: int | None = None
     backbone: str = "vit_tiny_scenes"
+    position: Literal["released", "timm"] = "released"
     standardise: Literal["centre", "whiten", "none"] = "none"
     whiten_dim: int = 32
     clusters: int | None = None
@@ -72,7 +78,8 @@ class Recipe(PresetConfig):
         training = split == "train"
         size = self.size if training or self.eval_size is None else self.eval_size
         limit = self.n_train if training else self.n_val
-        options = {"resample": self.resample, "crops": training and self.crops}
+        resample = self.resample if training else self.eval_resample or self.resample
+        options = {"resample": resample, "crops": training and self.crops}
         options = {name: value for name, value in options.items() if value}
         return datasets.load(
             self.dataset, split, self.root, size=size, limit=limit, **options
@@ -88,7 +95,13 @@ class Recipe(PresetConfig):
         # Weights of one's own are not the shipped ones: the record must not say so.
         own = self.weights is not None and self.backbone == backbones.SHIPPED
         name = "vit_tiny" if own else self.backbone
-        return backbones.load(name, self.weights, device=str(device), seed=self.seed)
+        return backbones.load(
+            name,
+            self.weights,
+            position=self.position,
+            device=str(device),
+            seed=self.seed,
+        )
 
     def n_clusters(self, train_set: SegmentationDataset) -> int:
         """Number of clusters.

@@ -10,6 +10,7 @@ from uss_utils.datasets.transforms import (
     Transform,
     denormalise,
     five_crops,
+    floor_indices,
     nearest_indices,
     normalise,
     resize_to_patch,
@@ -100,6 +101,33 @@ def test_resize_keeps_the_whole_image():
     assert out[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["center", "resize"])
+def test_tensor_resizing_is_torchvisions_on_tensors(size, kind):
+    image, label, res = photo(*size), ids(*size), 32
+    asked = res if kind == "center" else (res, res)
+    pixels = torch.from_numpy(image).movedim(-1, 0) / 255
+    bilinear = reference.resize(pixels, asked, antialias=False)
+    classes = torch.from_numpy(label)[None]
+    nearest = reference.resize(classes, asked, reference.InterpolationMode.NEAREST)
+    if kind == "center":
+        bilinear, nearest = (reference.center_crop(x, res) for x in (bilinear, nearest))
+    out, out_label = Transform(kind, res, "tensor")(image, label)
+    torch.testing.assert_close(denormalise(out), bilinear, atol=1e-6, rtol=0)
+    assert torch.equal(out_label, nearest[0])
+
+
+def test_tensor_resizing_takes_other_label_pixels_and_gives_no_bytes():
+    transform = Transform("center", 4, "tensor")
+    assert floor_indices(10, 4).tolist() == [0, 2, 5, 7]
+    assert nearest_indices(10, 4).tolist() == [1, 3, 6, 8]
+    with pytest.raises(ValueError, match="'tensor' gives no bytes; .*'bilinear'"):
+        transform.apply_image(photo(10, 10))
+    image = photo(4, 9)  # needs no resizing
+    assert np.array_equal(transform.apply_image(image), image[:, 2:6])
+    assert torch.equal(transform(image)[0], Transform.sane(4)(image)[0])
+
+
 def test_none_keeps_everything():
     image, label = photo(5, 9), ids(5, 9)
     out, out_label = Transform()(image, label)
@@ -126,9 +154,9 @@ def test_presets_and_descriptions():
         Transform(kind, size, resample).describe()
         for kind in ("center", "resize")
         for size in (32, (32, 64))
-        for resample in ("nearest", "bilinear")
+        for resample in ("nearest", "bilinear", "tensor")
     }
-    assert len(lines) == 8
+    assert len(lines) == 12
     assert Transform().describe() == "as stored"
 
 

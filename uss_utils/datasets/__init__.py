@@ -254,10 +254,12 @@ def load(
             spaced ones of a stored set, whose neighbours look alike.
         transform: geometry, instead of ``size``.
         **options: of the reader; None means its default. ``resample`` (stored sets):
-            how ``size`` resizes images, "nearest" as STEGO and its successors do, or
-            "bilinear" (antialiased, the default); ``crops="five"`` (cocostuff27,
-            cityscapes27): the crops that ``data prepare`` stored, instead of the whole
-            images; ``seed`` (generated sets); ``classes`` and ``ignore`` (folder).
+            how ``size`` resizes images, "nearest" as STEGO and its successors do,
+            "bilinear" (antialiased, the default), or "tensor" as PriMaPs-EM evaluates
+            (:class:`~uss_utils.datasets.transforms.Transform` describes them);
+            ``crops="five"`` (cocostuff27, cityscapes27): the crops that ``data
+            prepare`` stored, instead of the whole images; ``seed`` (generated sets);
+            ``classes`` and ``ignore`` (folder).
 
     Raises:
         ValueError: unknown data set, split or option, or settings that make no sense.

@@ -1,23 +1,26 @@
 """From raw pixels to network input: resizing, cropping, normalising, and back.
 
-One rule for labels everywhere: nearest neighbour as Pillow does it. Images may be
-resized the same way (what the STEGO family of papers does) or by antialiased bilinear
-interpolation (what one would choose today).
+One rule for labels almost everywhere: nearest neighbour as Pillow does it. Images may
+be resized the same way (what the STEGO family of papers does) or by antialiased
+bilinear interpolation (what one would choose today). PriMaPs-EM evaluates with a third
+pair of rules, those of tensors: see :class:`Transform`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KINDS = ("none", "center", "resize")
-RESAMPLES = ("nearest", "bilinear")
+RESAMPLES = ("nearest", "bilinear", "tensor")
 
 
 def _channel(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -108,6 +111,26 @@ def nearest_indices(source: int, target: int) -> np.ndarray:
     return indices
 
 
+@lru_cache(maxsize=256)
+def floor_indices(source: int, target: int) -> np.ndarray:
+    """Source position of every output position by torch's nearest rule, one axis.
+
+    floor(i source / target), with torch's own rounding error; compare
+    :func:`nearest_indices`.
+
+    Args:
+        source: pixels before.
+        target: pixels after.
+
+    Returns:
+        int64, shape (target,), values 0..source-1, read-only.
+    """
+    row = torch.arange(source, dtype=torch.float32)[None, None]
+    indices = F.interpolate(row, size=target, mode="nearest")[0, 0].long().numpy()
+    indices.setflags(write=False)
+    return indices
+
+
 def _centre_offset(length: int, crop: int) -> int:
     # Python's round: halves go to the even neighbour, as in torchvision.
     return round((length - crop) / 2)
@@ -133,8 +156,10 @@ class Transform:
         kind: "none" keeps the pixels as they are; "center" scales the image until it
             just covers ``size`` and cuts the centre; "resize" squeezes it to ``size``.
         size: output (H, W), or one number for a square; None only for "none".
-        resample: how images are resized, "bilinear" (antialiased) or "nearest".
-            Labels are always resized by nearest neighbour.
+        resample: how images are resized, "bilinear" (antialiased), "nearest", or
+            "tensor": bilinear between neighbours without antialiasing, never rounded
+            back to bytes. Labels are always resized by nearest neighbour: Pillow's,
+            or with "tensor" torch's, which takes the pixel at floor(i in / out).
     """
 
     kind: str = "none"
@@ -181,7 +206,10 @@ class Transform:
             return "as stored"
         height, width = self.size
         verb = "centre crop" if self.kind == "center" else "resize"
-        return f"{verb} {height}x{width}, {self.resample} images, nearest labels"
+        rules = f"{self.resample} images, nearest labels"
+        if self.resample == "tensor":
+            rules = "bilinear images without antialiasing, floor-rule nearest labels"
+        return f"{verb} {height}x{width}, {rules}"
 
     def plan(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
         """Resized size and crop window for an image of the given size.
@@ -203,27 +231,48 @@ class Transform:
         return new_h, new_w, top, left, out_h, out_w
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """Resize and crop an image: uint8 (H, W, 3) to uint8 (H', W', 3)."""
+        """Resize and crop an image: uint8 (H, W, 3) to uint8 (H', W', 3).
+
+        Raises:
+            ValueError: "tensor" resizing, whose result are no bytes.
+        """
         new_h, new_w, top, left, out_h, out_w = self.plan(*image.shape[:2])
         if image.shape[:2] == (new_h, new_w):
             return image[top : top + out_h, left : left + out_w]
         if self.resample == "nearest":
-            return self._gather(image)
+            return self._gather(image, nearest_indices)
+        if self.resample == "tensor":
+            raise ValueError(
+                "resampling 'tensor' gives no bytes; call the transform itself, or use "
+                "'bilinear'"
+            )
         resized = Image.fromarray(image).resize(
             (new_w, new_h), Image.Resampling.BILINEAR
         )
         return np.asarray(resized)[top : top + out_h, left : left + out_w]
 
+    def _normalised(self, image: np.ndarray) -> Tensor:
+        """Resize, crop and normalise an image: uint8 (H, W, 3) to (3, H', W')."""
+        new_h, new_w, top, left, out_h, out_w = self.plan(*image.shape[:2])
+        if self.resample != "tensor" or image.shape[:2] == (new_h, new_w):
+            return normalise(self.apply_image(image))
+        # Normalising is linear: it may as well come first.
+        new = F.interpolate(normalise(image)[None], (new_h, new_w), mode="bilinear")
+        return new[0, :, top : top + out_h, left : left + out_w].contiguous()
+
     def apply_label(self, label: np.ndarray) -> np.ndarray:
         """Resize and crop a label map or mask, (H, W) of any integer or bool type."""
-        return self._gather(label)
+        tensor = self.resample == "tensor"
+        return self._gather(label, floor_indices if tensor else nearest_indices)
 
-    def _gather(self, array: np.ndarray) -> np.ndarray:
+    def _gather(
+        self, array: np.ndarray, rule: Callable[[int, int], np.ndarray]
+    ) -> np.ndarray:
         # Cropping the index vectors first: only pixels that stay are ever touched.
         height, width = array.shape[:2]
         new_h, new_w, top, left, out_h, out_w = self.plan(height, width)
-        rows = nearest_indices(height, new_h)[top : top + out_h]
-        columns = nearest_indices(width, new_w)[left : left + out_w]
+        rows = rule(height, new_h)[top : top + out_h]
+        columns = rule(width, new_w)[left : left + out_w]
         return array[rows[:, None], columns]
 
     def __call__(
@@ -246,7 +295,7 @@ class Transform:
                 f"label of {label.shape[0]}x{label.shape[1]} pixels for an image of "
                 f"{image.shape[0]}x{image.shape[1]}; both must have the same size"
             )
-        out = normalise(self.apply_image(image))
+        out = self._normalised(image)
         if label is None:
             return out, torch.full(out.shape[-2:], -1, dtype=torch.int64)
         return out, torch.from_numpy(self.apply_label(label).astype(np.int64))
