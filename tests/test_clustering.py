@@ -264,6 +264,21 @@ def test_pca_signs_depend_on_the_rows_not_on_their_order():
     assert (a.components.gather(1, largest) > 0).all()
 
 
+@pytest.mark.parametrize("sizes", [[300], [1, 99, 0, 200], [100] * 3])
+def test_pca_of_batches_is_that_of_all_rows(sizes):
+    x = stretched() + 1000  # a plain sum of squares in float32 would lose the spread
+    whole, parts = PCA.fit(x, 4), PCA.fit_batches(iter(x.split(sizes)), 4)
+    for name in ("mean", "components", "explained"):
+        torch.testing.assert_close(
+            getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=1e-6
+        )
+    assert len(PCA.fit_batches([x]).components) == 6  # as many as the rows span
+    with pytest.raises(ValueError, match=r"shape \(N, 6\), got \(5, 3\)"):
+        PCA.fit_batches([x, torch.zeros(5, 3)])
+    with pytest.raises(ValueError, match="at least two rows"):
+        PCA.fit_batches([])
+
+
 def test_whitened_coordinates_are_uncorrelated_with_unit_variance():
     x = stretched()
     white = PCA.fit(x, 6, whiten=True).transform(x)

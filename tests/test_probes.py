@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uss_utils import probes
+from uss_utils import upsampling
 from uss_utils.environment import generator
 from uss_utils.probes import (
     ClusterProbe,
@@ -73,6 +73,15 @@ def test_euclidean_scores_rank_by_distance():
     torch.testing.assert_close(ours, squared, atol=1e-4, rtol=1e-4)
 
 
+def test_dot_scores_are_inner_products():
+    probe, x = probe_of("dot"), codes(2, 8, 3, 4)
+    expected = torch.einsum("bdhw,kd->bkhw", x, probe.clusters)
+    torch.testing.assert_close(probe.scores(x), expected)
+    torch.testing.assert_close(probe.log_probs(x, 3.0), (3 * expected).log_softmax(1))
+    longer = ClusterProbe.from_centroids(probe.clusters * 7, "dot")
+    torch.testing.assert_close(longer.scores(x), 7 * expected)  # lengths count
+
+
 def test_hard_loss_is_minus_the_mean_best_score():
     probe, x = probe_of(), codes(2, 8, 3, 4)
     loss, probs = probe(x)
@@ -122,7 +131,7 @@ def test_start_is_drawn_from_the_generator():
 
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
 def test_cluster_scores_equal_those_of_the_upsampled_code(metric, source, target):
     probe, code = probe_of(metric), codes(2, 8, *source)
     large = bilinear(code, target)
@@ -131,7 +140,7 @@ def test_cluster_scores_equal_those_of_the_upsampled_code(metric, source, target
             cluster_log_probs_upsampled(probe, code, target, alpha),
             probe.log_probs(large, alpha),
             atol=2e-5,
-            rtol=2e-6,  # euclidean scores are not bounded by 1
+            rtol=2e-6,  # scores that are no cosines are not bounded by 1
         )
     hard = cluster_prediction_upsampled(probe, code, target)
     assert torch.equal(hard, probe.scores(large).argmax(1))
@@ -175,6 +184,19 @@ def test_linear_loss_is_the_mean_over_labelled_pixels():
     torch.testing.assert_close(linear_probe_loss(logits, label, 4), expected)
 
 
+def test_linear_loss_over_all_pixels_counts_ignored_ones_as_zero():
+    logits = codes(2, 4, 3, 3)
+    label = torch.randint(-1, 6, (2, 12, 12), generator=generator(7))
+    share = ((label >= 0) & (label < 4)).float().mean()
+    labelled, over_all = (
+        linear_probe_loss(logits, label, 4, over=over) for over in ("labelled", "all")
+    )
+    torch.testing.assert_close(over_all, labelled * share)
+    assert linear_probe_loss(logits, torch.full_like(label, 255), 4, over="all") == 0
+    with pytest.raises(ValueError, match="over='some' is unknown; known: labelled"):
+        linear_probe_loss(logits, label, 4, over="some")
+
+
 def test_linear_loss_does_not_depend_on_how_much_is_done_at_once(monkeypatch):
     label = torch.randint(-1, 4, (5, 12, 12), generator=generator(7))
 
@@ -185,7 +207,7 @@ def test_linear_loss_does_not_depend_on_how_much_is_done_at_once(monkeypatch):
         return loss.detach(), logits.grad
 
     whole = loss_and_gradient()
-    monkeypatch.setattr(probes, "CACHED", 2 * 4 * 144)  # two images of five
+    monkeypatch.setattr(upsampling, "CACHED", 2 * 4 * 144)  # two images of five
     torch.testing.assert_close(loss_and_gradient(), whole)
 
 
@@ -242,8 +264,8 @@ def test_fit_is_repeatable_and_leaves_codes_alone():
 
 def test_bad_input_is_explained():
     code, label = separable()
-    with pytest.raises(ValueError, match="unknown metric 'dot'; known: cosine"):
-        ClusterProbe(8, 5, "dot")
+    with pytest.raises(ValueError, match="unknown metric 'city'; known: cosine, .*dot"):
+        ClusterProbe(8, 5, "city")
     with pytest.raises(ValueError, match="belongs to another code"):
         probe_of().scores(codes(1, 7, 3, 3))
     with pytest.raises(ValueError, match=r"shape \(B, 8, h, w\), got \(8, 3, 3\)"):

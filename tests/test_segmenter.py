@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tests.models import CLASSES, PALETTE, Stripes, grey_model
 from uss_utils import backbones, crf
 from uss_utils.checkpoints import load_tensors, save_tensors
-from uss_utils.datasets.transforms import normalise
+from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.heads import SegmentationHead, Standardise
 from uss_utils.probes import ClusterProbe, LinearProbe, upsample
 from uss_utils.protocol import EvalProtocol
@@ -260,7 +260,7 @@ def test_a_model_is_a_snapshot_that_leaves_training_alone():
 # -------------------------------------------------------------------- on disk
 
 
-@pytest.mark.parametrize("kind", ["whitening", "centring", "head"])
+@pytest.mark.parametrize("kind", ["whitening", "centring", "head", "dot"])
 def test_round_trip_gives_the_same_labels(tmp_path, kind):
     model = vit_model(transform=None, protocol=EvalProtocol(matching="majority"))
     if kind == "centring":
@@ -269,11 +269,15 @@ def test_round_trip_gives_the_same_labels(tmp_path, kind):
         model.linear_probe = None
     if kind == "head":
         model.head = SegmentationHead(192, 6).eval()
+    if kind == "dot":
+        model.cluster_probe = ClusterProbe(6, 3, "dot")
+        model.transform = Transform("center", 32, "tensor")
     path = model.save(tmp_path / "model")
     assert path == tmp_path / "model.safetensors"
     again = Segmenter.load(path)
     pixels = noise(40, 56)
     assert torch.equal(again.segment(pixels), model.segment(pixels))
+    assert again.cluster_probe.metric == model.cluster_probe.metric
     assert again.protocol == model.protocol
     assert again.transform == model.transform
     assert (again.method, again.preset, again.meta) == ("test", "smoke", model.meta)

@@ -26,6 +26,7 @@ Backbone and features
     backbones *     load(name): a frozen network, image to feat
       frozen          what each of them promises; the controls "colour" and "row"
       vit             vision transformers: one pass, many outputs
+      last_block      the last block taken off, to be trained
       vit_weights     their weight files, checked; the model hub
     features *      extract, FeatureCache, sample_at, correspondence_heatmap
       extraction      the loop over the images
@@ -41,6 +42,7 @@ Grouping
     clustering *    k-means: spherical, Euclidean, mini-batch
     pca             principal components, whitening
     probes *        cluster probe, linear probe, their maps at pixel resolution
+    upsampling      from patches to pixels
     readout         both probes: trained alongside a code, or fitted after it
     rows            checks and slices of feature vectors
     positives       patches more alike than a reference pool; the loss on them

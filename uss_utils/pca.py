@@ -1,5 +1,6 @@
 """Principal component analysis of feature vectors, optionally whitening."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,40 +41,100 @@ class PCA:
         Raises:
             ValueError: not rows, NaN, or more components asked for than the rows span.
         """
-        if x.dim() != 2 or len(x) < 2:
-            raise ValueError(
-                f"PCA expects at least two rows, shape (N, D), got {tuple(x.shape)}"
-            )
-        x = as_float(x)
-        check_finite(x)
-        mean, covariance = _moments(x)
+        return cls.fit_batches([x], dim, whiten)
+
+    @classmethod
+    def fit_batches(
+        cls, batches: Iterable[Tensor], dim: int | None = None, whiten: bool = False
+    ) -> "PCA":
+        """:meth:`fit` to rows that never are in memory together.
+
+        Args:
+            batches: rows, floats, shape (n, D) each.
+            dim: number of components; None: as many as the rows span.
+            whiten: see :meth:`fit`.
+
+        Raises:
+            ValueError: see :meth:`fit`; or the batches differ in their channels.
+        """
+        moments = _Moments()
+        for x in batches:
+            moments.add(x)
+        mean, covariance = moments.result()
         values, vectors = torch.linalg.eigh(covariance)
         values, components = values.flip(0).clamp(min=0), vectors.T.flip(0)
         rank = int((values > NOISE * values[0]).sum())
+        dim = rank if dim is None else dim
         if not 1 <= dim <= rank:
             raise ValueError(
-                f"PCA was asked for {dim} components, but {len(x)} rows of "
-                f"{x.shape[1]} channels span {rank}; choose 1..{rank}"
+                f"PCA was asked for {dim} components, but {moments.count} rows of "
+                f"{len(mean)} channels span {rank}; choose 1..{rank}"
             )
         components = components[:dim]
         largest = components.abs().argmax(1, keepdim=True)
         components = components * components.gather(1, largest).sign()
         scale = values[:dim].sqrt() if whiten else torch.ones_like(values[:dim])
         explained = values[:dim] / values.sum()
-        return cls(*(t.to(x) for t in (mean, components, scale, explained)))
+        parts = (mean, components, scale, explained)
+        return cls(*(part.to(moments.like) for part in parts))
 
     def transform(self, x: Tensor) -> Tensor:
         """Coordinates of rows, shape (..., D) to (..., dim)."""
         return (as_float(x) - self.mean) @ self.components.T / self.scale
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance in float64, slice by slice."""
-    on = torch.device("cpu") if x.device.type == "mps" else x.device
-    wide = [part.to(on, torch.float64).sum(0) for part in slices(x)]
-    mean = torch.stack(wide).sum(0) / len(x)
-    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=on)
-    for part in slices(x):
-        centred = part.to(on, torch.float64) - mean
-        covariance += centred.T @ centred
-    return mean, covariance / (len(x) - 1)
+class _Moments:
+    """Mean and covariance of rows in float64, slice by slice, in one pass.
+
+    Slices are centred by their own mean and merged (Chan, Golub and LeVeque, 1983): a
+    plain sum of squares would cancel where the mean is large.
+
+    Attributes:
+        count: rows so far.
+        like: an empty tensor of the rows' device and precision.
+    """
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add rows.
+
+        Raises:
+            ValueError: not rows, rows of other channels, or NaN.
+        """
+        if x.dim() != 2 or (self.count and x.shape[1] != len(self.mean)):
+            channels = len(self.mean) if self.count else "D"
+            raise ValueError(
+                f"PCA expects rows, shape (N, {channels}), got {tuple(x.shape)}"
+            )
+        x = as_float(x)
+        check_finite(x)
+        for part in slices(x) if len(x) else ():
+            self._merge(part)
+
+    def _merge(self, part: Tensor) -> None:
+        on = torch.device("cpu") if part.device.type == "mps" else part.device
+        wide = part.to(on, torch.float64)
+        mean = wide.mean(0)
+        centred = wide - mean
+        if not self.count:
+            self.mean, self.scatter = torch.zeros_like(mean), centred.new_zeros(())
+            self.like = part[:0]
+        shift, before = mean - self.mean, self.count
+        self.count += len(part)
+        self.scatter = self.scatter + centred.T @ centred
+        self.scatter += shift.outer(shift) * (before * len(part) / self.count)
+        self.mean = self.mean + shift * (len(part) / self.count)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and covariance (D, D), N-1 normalisation.
+
+        Raises:
+            ValueError: fewer than two rows.
+        """
+        if self.count < 2:
+            raise ValueError(
+                f"PCA expects at least two rows, shape (N, D), got {self.count}"
+            )
+        return self.mean, self.scatter / (self.count - 1)

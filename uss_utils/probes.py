@@ -16,40 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uss_utils.environment import pick_device
-from uss_utils.rows import as_float, check_metric
+from uss_utils.rows import METRICS, check_metric
+from uss_utils.upsampling import in_parts, upsample, upsampled_norm
 
 EPS = 1e-12  # smallest norm a vector is divided by
-CACHED = 1 << 21  # scores at pixel resolution that a CPU is given at once
-
-
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing with half-pixel centres (``align_corners=False``).
-
-    Two products with small interpolation matrices: the same numbers as
-    ``F.interpolate``, but several times faster on a CPU, backward above all.
-
-    Args:
-        x: any floats, shape (B, K, h, w).
-        size: (H, W) in pixels.
-
-    Returns:
-        float32 (float64 stays), shape (B, K, H, W).
-    """
-    x = as_float(x)
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    # Under autocast the products would round the weights to 8 bits.
-    with torch.autocast(x.device.type, enabled=False):
-        rows = _interpolation(x.shape[-2], size[0], x)
-        columns = _interpolation(x.shape[-1], size[1], x)
-        return rows @ (x @ columns.T)
-
-
-def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
-    """Weights of linear interpolation along one axis, shape (target, source)."""
-    identity = torch.eye(source, device=like.device, dtype=like.dtype)[None]
-    weights = F.interpolate(identity, size=target, mode="linear", align_corners=False)
-    return weights[0].T.contiguous()
+PROBE_METRICS = (*METRICS, "dot")
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator) -> Tensor:
@@ -62,7 +33,9 @@ class ClusterProbe(nn.Module):
     Args:
         dim: code channels D.
         n_clusters: number of centroids K.
-        metric: "cosine" compares directions; "euclidean" compares distances.
+        metric: "cosine" compares directions; "euclidean" compares distances; "dot" is
+            the plain inner product, which lets lengths of codes and centroids count
+            (PriMaPs-EM's prototypes).
         generator: draws the start, N(0, 1); None uses torch's global generator.
     """
 
@@ -74,7 +47,7 @@ class ClusterProbe(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        check_metric(metric)
+        check_metric(metric, PROBE_METRICS)
         self.metric = metric
         self.clusters = nn.Parameter(
             torch.randn(n_clusters, dim, generator=generator)  # free norm
@@ -93,6 +66,7 @@ class ClusterProbe(nn.Module):
         """The part of the scores that is linear in the code.
 
         Cosine: <x, mu/|mu|>, not divided by |x|. Euclidean: <x, mu> - |mu|^2 / 2.
+        Dot: <x, mu>.
 
         Args:
             x: codes, shape (B, D, h, w).
@@ -107,7 +81,9 @@ class ClusterProbe(nn.Module):
         if self.metric == "cosine":
             directions = F.normalize(self.clusters, dim=1, eps=EPS)
             return F.conv2d(x, directions[:, :, None, None])
-        offset = self.clusters.square().sum(1) / -2
+        offset = None
+        if self.metric == "euclidean":
+            offset = self.clusters.square().sum(1) / -2
         return F.conv2d(x, self.clusters[:, :, None, None], offset)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -117,11 +93,12 @@ class ClusterProbe(nn.Module):
             x: codes, shape (B, D, h, w).
 
         Returns:
-            shape (B, K, h, w): cosines, or for "euclidean" <x, mu> - |mu|^2 / 2, which
-            is minus half the squared distance up to a term that all clusters share.
+            shape (B, K, h, w): cosines, inner products, or for "euclidean"
+            <x, mu> - |mu|^2 / 2, which is minus half the squared distance up to a term
+            that all clusters share.
         """
         scores = self.linear_scores(x)
-        if self.metric == "euclidean":
+        if self.metric != "cosine":
             return scores
         return scores / x.norm(dim=1, keepdim=True).clamp_min(EPS)
 
@@ -181,39 +158,60 @@ def _check_channels(x: Tensor, dim: int) -> None:
         )
 
 
-def linear_probe_loss(logits: Tensor, label: Tensor, n_classes: int) -> Tensor:
+def linear_probe_loss(
+    logits: Tensor, label: Tensor, n_classes: int, *, over: str = "labelled"
+) -> Tensor:
     """Cross-entropy of the upsampled logits over the labelled pixels.
 
     Args:
         logits: shape (B, K, h, w).
         label: class ids, shape (B, H, W); pixels outside 0..K-1 are ignored.
         n_classes: K.
+        over: the sum is divided by the number of "labelled" pixels, or of "all", so
+            that ignored ones count as 0 (PriMaPs-EM).
 
     Returns:
-        Scalar mean; zero (with zero gradient) where no pixel is labelled.
+        Scalar; zero (with zero gradient) where no pixel is labelled.
 
     Raises:
-        ValueError: the logits do not have K channels.
+        ValueError: the logits do not have K channels, or ``over`` is unknown.
     """
     if logits.shape[1] != n_classes or len(logits) != len(label):
         raise ValueError(
             f"logits {tuple(logits.shape)} do not fit {len(label)} label maps of "
             f"{n_classes} classes"
         )
+    if over not in ("labelled", "all"):
+        raise ValueError(f"over={over!r} is unknown; known: labelled, all")
     valid = (label >= 0) & (label < n_classes)
-    target = torch.where(valid, label, -1).long()
-    at_once = len(logits)
-    if logits.device.type == "cpu":
-        # What fits into its cache is done in half the time; a GPU wants it all.
-        at_once = max(1, CACHED // (n_classes * math.prod(label.shape[-2:])))
-    parts = zip(logits.split(at_once), target.split(at_once), strict=True)
-    total = sum(_total_cross_entropy(*part) for part in parts)
-    return total / valid.sum().clamp(min=1)
+    total = summed_cross_entropy(logits, torch.where(valid, label, -1).long())
+    return total / (label.numel() if over == "all" else valid.sum().clamp(min=1))
 
 
-def _total_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    large = upsample(logits, target.shape[-2:])
-    return F.cross_entropy(large, target, ignore_index=-1, reduction="sum")
+def summed_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Sum of the cross-entropy of upsampled logits.
+
+    Args:
+        logits: shape (B, K, h, w).
+        target: int64, 0..K-1 or -1 = ignored, shape (B, H, W).
+        weight: of every class, shape (K,); None: 1.
+
+    Returns:
+        Scalar.
+    """
+    size = tuple(target.shape[-2:])
+    return sum(
+        F.cross_entropy(
+            upsample(logits[part], size),
+            target[part],
+            weight,
+            ignore_index=-1,
+            reduction="sum",
+        )
+        for part in in_parts(logits, size)
+    )
 
 
 def fit_linear_probe(
@@ -298,7 +296,7 @@ def cluster_log_probs_upsampled(
     if probe.metric == "cosine":
         # Upsampling the cosines themselves would be wrong: the norm of a blend of two
         # vectors is not the blend of their norms.
-        alpha = alpha / _upsampled_norm(code, size).clamp_min(EPS)
+        alpha = alpha / upsampled_norm(code, size).clamp_min(EPS)
     return scores.mul_(alpha).log_softmax(1)  # in place: the maps are large
 
 
@@ -333,31 +331,3 @@ def linear_prediction_upsampled(
 ) -> Tensor:
     """Best class per pixel of the upsampled code, int64, shape (B, H, W)."""
     return upsample(probe(code), size).max(1).indices
-
-
-def _upsampled_norm(code: Tensor, size: tuple[int, int]) -> Tensor:
-    """Norm of the upsampled code, shape (B, 1, H, W), from products of neighbours.
-
-    Between four corners the code is sum_i w_i s_i, so its squared norm is
-    sum_ij w_i w_j <s_i, s_j>: it needs the inner products of neighbouring patches and
-    products of weights, but none of the D channels at pixel resolution.
-    """
-    precise = torch.float32 if code.device.type == "mps" else torch.float64
-    code = code.to(precise)  # the sum cancels where neighbours point apart
-    up, down = code[:, :, :-1], code[:, :, 1:]
-    own = (code * code).sum(1)
-    beside = (code[..., :-1] * code[..., 1:]).sum(1)
-    below = (up * down).sum(1)
-    across = (up[..., :-1] * down[..., 1:] + up[..., 1:] * down[..., :-1]).sum(1)
-    rows, row_pairs = _squared_weights(code.shape[-2], size[0], code)
-    columns, column_pairs = _squared_weights(code.shape[-1], size[1], code)
-    same_row = own @ columns.T + 2 * beside @ column_pairs.T
-    next_row = below @ columns.T + across @ column_pairs.T
-    squared = rows @ same_row + 2 * row_pairs @ next_row
-    return squared.clamp_min(0).sqrt()[:, None].float()
-
-
-def _squared_weights(source: int, target: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Per output: w_i^2 (target, source) and w_i w_{i+1} (target, source - 1)."""
-    weights = _interpolation(source, target, like)
-    return weights.square(), weights[:, :-1] * weights[:, 1:]

@@ -15,14 +15,14 @@ def as_float(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_metric(metric: str) -> None:
-    """Refuse a metric that is not in :data:`METRICS`.
+def check_metric(metric: str, known: tuple[str, ...] = METRICS) -> None:
+    """Refuse a metric that is not among the known ones.
 
     Raises:
-        ValueError: naming the known ones.
+        ValueError: naming them.
     """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    if metric not in known:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
 
 
 def check_finite(x: Tensor) -> None:
