@@ -147,6 +147,44 @@ def dense_crf_batch(
     return torch.stack(posteriors) if isinstance(images, Tensor) else posteriors
 
 
+def sharpen_ids(
+    images: Tensor,
+    ids: Tensor,
+    counts: Sequence[int],
+    params: CRFParams = DEFAULT,
+    pool: "CRFPool | None" = None,
+) -> Tensor:
+    """Dense CRF of maps of ids, whose unary is their one-hot behind a log-softmax.
+
+    Args:
+        images: RGB bytes, shape (B, H, W, 3).
+        ids: uint8, shape (B, h, w), values 0..count; on the CPU.
+        counts: number of labels beside 0, image by image.
+        params: the CRF's parameters.
+        pool: running worker processes; None works in this process.
+
+    Returns:
+        uint8, shape (B, H, W), values 0..count.
+
+    Raises:
+        ImportError: pydensecrf is missing.
+        ValueError: images that are not RGB bytes, or counts that do not fit.
+    """
+    _require_library()
+    if not len(images) == len(ids) == len(counts):
+        raise ValueError(
+            f"{len(images)} images, {len(ids)} maps of ids and {len(counts)} counts "
+            "have to be as many"
+        )
+    settings = asdict(params)
+    jobs = (
+        (_pixels(image), small.numpy(), int(count), settings)
+        for image, small, count in zip(images, ids, counts, strict=True)
+    )
+    found = (pool or CRFPool(1)).map("sharpen_ids", jobs)
+    return torch.from_numpy(np.stack(found))
+
+
 def _job(image: Tensor, logits: Tensor, params: CRFParams) -> tuple:
     """Arguments of ``mean_field``: plain arrays, so that workers need no torch."""
     _require_library()

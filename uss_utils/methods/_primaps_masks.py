@@ -1,0 +1,322 @@
+"""PriMaPs: an image split into masks by the principal directions of its features.
+
+Round by round: the first principal direction of the patches that are still free points
+to a seed, the patch most along it; all free patches similar to the seed are its mask,
+and leave. All images of a batch are worked on in lock-step.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uss_utils import crf
+from uss_utils.environment import generator
+from uss_utils.rows import as_float
+
+MOST = 254  # masks of an image: ids are bytes, 0 and 255 are taken
+NONE = 255  # id of a pixel that is in no mask
+GAIN = 10.0  # on the cleaned masks, before they are clipped to [0, 1]
+BLOCK = 4  # directions that are iterated together
+ITERATIONS = 60
+FLAT = 1e-9  # share of the energy below which features count as constant
+
+
+class MaskProposals(NamedTuple):
+    """Masks of B images, K = the largest number of masks in the batch (section 3).
+
+    Attributes:
+        masks: cosine with the seed inside the mask, 0 elsewhere, shape (B, K, h, w).
+        seeds: row-major place of each seed, int64 (B, K), -1 behind an image's last.
+        directions: unit principal direction of each round, shape (B, K, C), 0 behind an
+            image's last.
+        count: masks of each image, int64 (B,).
+        free: patches in no mask, bool (B, h, w).
+    """
+
+    masks: Tensor
+    seeds: Tensor
+    directions: Tensor
+    count: Tensor
+    free: Tensor
+
+    def free_before(self, k: int) -> Tensor:
+        """Patches that are free when round ``k`` (from 0) begins, bool (B, h, w)."""
+        return (self.masks[:, :k] == 0).all(1)
+
+
+# ------------------------------------------------------------------------ one round
+
+
+def principal_direction(features: Tensor, free: Tensor) -> Tensor:
+    """First principal direction of the free patches (3.1, 3.2), with a fixed sign.
+
+    The sign of a principal direction is arbitrary. It is chosen such that the patch
+    most along the direction, either way, lies on its positive side (3.3).
+
+    Args:
+        features: as the backbone gives them, shape (B, C, N).
+        free: bool (B, N), at least one per image.
+
+    Returns:
+        Unit vectors, shape (B, C). Where the free patches do not differ, the direction
+        of their mean.
+    """
+    features = as_float(features)
+    moments = _Moments(features, free)
+    return _oriented(moments.direction(), F.normalize(features, dim=1), free)
+
+
+def _oriented(direction: Tensor, unit: Tensor, free: Tensor) -> Tensor:
+    along = _along(direction, unit).masked_fill(~free, 0)
+    place = along.abs().argmax(1, keepdim=True)
+    backward = along.gather(1, place) < 0
+    return torch.where(backward, -direction, direction)
+
+
+def _along(direction: Tensor, unit: Tensor) -> Tensor:
+    """Inner products of a direction with all patches, (B, C), (B, C, N) -> (B, N)."""
+    return torch.bmm(direction[:, None], unit)[:, 0]
+
+
+class _Moments:
+    """Number, sum and sum of products of the free patches, kept up to date.
+
+    Only the patches that leave are subtracted, so all rounds together cost one Gram
+    matrix. The image's mean is taken off first: what is left loses no digits.
+
+    Args:
+        features: shape (B, C, N).
+        free: bool (B, N).
+    """
+
+    def __init__(self, features: Tensor, free: Tensor):
+        self.offset = features.mean(2, keepdim=True)
+        self.x = features - self.offset
+        kept = self.x * free[:, None]
+        self.n = free.sum(1).to(features)
+        self.sum = kept.sum(2)
+        self.products = kept @ kept.mT
+
+    def remove(self, gone: Tensor) -> None:
+        """Take patches off, bool (B, N)."""
+        most = int(gone.sum(1).max())
+        chosen = gone.to(torch.uint8).topk(most, dim=1)
+        index = chosen.indices[:, None].expand(-1, self.x.shape[1], -1)
+        part = self.x.gather(2, index) * chosen.values[:, None]
+        self.n = self.n - gone.sum(1)
+        self.sum = self.sum - part.sum(2)
+        self.products = self.products - part @ part.mT
+
+    def direction(self) -> Tensor:
+        """Leading eigenvector of the covariance, unit, of either sign, (B, C)."""
+        mean = self.sum / self.n.clamp_min(1)[:, None]
+        spread = (
+            self.products - self.n[:, None, None] * mean[:, :, None] * mean[:, None]
+        )
+        trace = spread.diagonal(dim1=1, dim2=2).sum(1)
+        mean = mean + self.offset[:, :, 0]
+        flat = trace <= FLAT * self.n * mean.square().sum(1)
+        scale = torch.where(flat, 1.0, trace)[:, None, None]
+        leading = _leading(spread / scale)
+        return torch.where(flat[:, None], F.normalize(mean, dim=1), leading)
+
+
+def _leading(matrices: Tensor) -> Tensor:
+    """Leading eigenvectors of symmetric matrices, (B, C, C) -> (B, C).
+
+    Block power iteration from a fixed start, then the best combination of the block.
+    """
+    c = matrices.shape[-1]
+    start = torch.randn(c, min(BLOCK, c), generator=generator(0)).to(matrices)
+    block = start.expand(len(matrices), -1, -1)
+    for _ in range(ITERATIONS):
+        block = torch.linalg.qr(matrices @ block).Q
+    small = block.mT @ matrices @ block
+    best = torch.linalg.eigh((small + small.mT) / 2).eigenvectors[..., -1:]
+    return F.normalize((block @ best)[..., 0], dim=1)
+
+
+def grow_mask(
+    features: Tensor, free: Tensor, direction: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Seed and mask of one round, for a direction with a sign (3.3, 3.4).
+
+    Args:
+        features: of any length, shape (B, C, N).
+        free: bool (B, N).
+        direction: shape (B, C).
+        threshold: least cosine with the seed.
+
+    Returns:
+        Seeds, int64 (B,): the free patch furthest along the direction, the first one of
+        those that tie; and the masks (B, N): the cosine with the seed, 0 outside.
+    """
+    return _grow(F.normalize(as_float(features), dim=1), free, direction, threshold)
+
+
+def _grow(
+    unit: Tensor, free: Tensor, direction: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    along = _along(direction, unit).masked_fill(~free, -torch.inf)
+    # Comparing with the maximum makes the first of several the winner on any device.
+    first = (along == along.amax(1, keepdim=True)).to(torch.uint8)
+    seed = first.argmax(1, keepdim=True)
+    own = unit.gather(2, seed[:, None].expand(-1, unit.shape[1], -1))[..., 0]
+    cosine = _along(own, unit).scatter(1, seed, 1.0)  # rounding must not lose it
+    return seed[:, 0], cosine * (free & (cosine >= threshold))
+
+
+# ---------------------------------------------------------------------- all rounds
+
+
+@torch.no_grad()
+def propose_masks(
+    features: Tensor,
+    threshold: float = 0.4,
+    coverage: float = 0.95,
+    max_masks: int = MOST,
+) -> MaskProposals:
+    """Masks of a batch of images (section 3).
+
+    Args:
+        features: as the backbone gives them, shape (B, C, h, w).
+        threshold: least cosine of a patch with the seed of its mask, in [0.1, 1].
+        coverage: share of the patches at which the rounds end, in (0, 1].
+        max_masks: most masks of an image, 1..254.
+
+    Raises:
+        ValueError: a setting out of range, or features that are not finite.
+    """
+    _check(features, threshold, coverage, max_masks)
+    b, c, h, w = features.shape
+    flat = as_float(features).flatten(2)
+    unit = F.normalize(flat, dim=1)
+    free = torch.ones(b, h * w, dtype=torch.bool, device=features.device)
+    active = torch.ones(b, dtype=torch.bool, device=features.device)
+    with torch.autocast(features.device.type, enabled=False):
+        moments = _Moments(flat, free)
+        rounds = []
+        while len(rounds) < max_masks and bool(active.any()):
+            direction = _oriented(moments.direction(), unit, free)
+            seed, mask = _grow(unit, free & active[:, None], direction, threshold)
+            gone = (mask > 0) & active[:, None]
+            rounds.append((mask * gone, seed, direction, active))
+            moments.remove(gone)
+            free = free & ~gone
+            active = active & ((~free).sum(1) < coverage * h * w)
+    masks, seeds, directions, worked = (
+        torch.stack(part, 1) for part in zip(*rounds, strict=True)
+    )
+    return MaskProposals(
+        masks.unflatten(2, (h, w)),
+        seeds.masked_fill(~worked, -1),
+        directions * worked[..., None],
+        worked.sum(1),
+        free.unflatten(1, (h, w)),
+    )
+
+
+def _check(features: Tensor, threshold: float, coverage: float, max_masks: int) -> None:
+    if features.dim() != 4:
+        raise ValueError(
+            f"features must have shape (B, C, h, w), got {tuple(features.shape)}"
+        )
+    if not 0.1 <= threshold <= 1 or not 0 < coverage <= 1:
+        raise ValueError(
+            f"threshold={threshold} has to lie in [0.1, 1] and coverage={coverage} in "
+            "(0, 1]"
+        )
+    if not 1 <= max_masks <= MOST:
+        raise ValueError(f"max_masks={max_masks} has to lie in 1..{MOST}")
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError(
+            "features hold NaN or infinite values; look at these images and at the "
+            "backbone's weights"
+        )
+
+
+# ------------------------------------------------------------------------- clean-up
+
+
+def median_3x3(maps: Tensor) -> Tensor:
+    """Median of every 3 x 3 neighbourhood, the border mirrored (3.6).
+
+    Args:
+        maps: shape (B, K, h, w), at least 2 x 2.
+    """
+    h, w = maps.shape[-2:]
+    padded = F.pad(maps, (1, 1, 1, 1), mode="reflect")
+    near = [padded[..., y : y + h, x : x + w] for y in range(3) for x in range(3)]
+    return torch.stack(near).median(0).values
+
+
+def clean_masks(proposals: MaskProposals) -> Tensor:
+    """Smooth the masks and lay them into one map of ids (3.6).
+
+    As a mask is at least 0.1 inside, what the median leaves of it is 1 after the gain,
+    and disjoint masks stay disjoint.
+
+    Args:
+        proposals: from :func:`propose_masks`.
+
+    Returns:
+        uint8 (B, h, w): 1..K in the order of extraction, some may have vanished; 0 = in
+        no mask.
+    """
+    masks = proposals.masks
+    if min(masks.shape[-2:]) > 1:  # else there is no neighbourhood to speak of
+        masks = median_3x3(masks)
+    solid = (masks * GAIN).clamp(0, 1)
+    ids = torch.arange(1, masks.shape[1] + 1, device=masks.device)
+    return (solid.ceil() * ids[:, None, None]).sum(1).to(torch.uint8)
+
+
+def id_log_probs(ids: Tensor, count: int) -> Tensor:
+    """The unary that a map of ids gives the CRF: log-softmax of its one-hot (3.7).
+
+    It is very flat: a pixel's own label has probability e / (e + K).
+
+    Args:
+        ids: 0..K, shape (h, w).
+        count: K.
+
+    Returns:
+        Shape (K + 1, h, w), no mask first.
+    """
+    return F.one_hot(ids.long(), count + 1).movedim(-1, 0).float().log_softmax(0)
+
+
+def refine_masks(
+    ids: Tensor,
+    images: Tensor,
+    counts: Tensor,
+    ignore: int = NONE,
+    params: crf.CRFParams = crf.DEFAULT,
+    pool: crf.CRFPool | None = None,
+) -> Tensor:
+    """Bring maps of ids to the images' size along their edges, by the dense CRF (3.8).
+
+    Workers are sent the ids alone and make the unary themselves. Without pydensecrf the
+    ids are only enlarged.
+
+    Args:
+        ids: from :func:`clean_masks`, shape (B, h, w).
+        images: RGB bytes, shape (B, H, W, 3).
+        counts: masks of each image, also those that vanished, shape (B,).
+        ignore: id of pixels in no mask.
+        params: of the CRF.
+        pool: running worker processes; None works in this process.
+
+    Returns:
+        uint8 (B, H, W): 1..K, or ``ignore``.
+    """
+    ids = ids.to(torch.uint8).cpu()
+    size = tuple(images.shape[1:3])
+    if not crf.available():
+        large = F.interpolate(ids[:, None].float(), size, mode="nearest-exact")[:, 0]
+        found = large.to(torch.uint8)
+    else:
+        found = crf.sharpen_ids(images, ids, counts.tolist(), params, pool)
+    return torch.where(found == 0, ignore, found).to(torch.uint8)
