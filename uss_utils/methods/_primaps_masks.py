@@ -313,10 +313,22 @@ def refine_masks(
         uint8 (B, H, W): 1..K, or ``ignore``.
     """
     ids = ids.to(torch.uint8).cpu()
-    size = tuple(images.shape[1:3])
     if not crf.available():
-        large = F.interpolate(ids[:, None].float(), size, mode="nearest-exact")[:, 0]
-        found = large.to(torch.uint8)
-    else:
-        found = crf.sharpen_ids(images, ids, counts.tolist(), params, pool)
+        return enlarge_ids(ids, tuple(images.shape[1:3]), ignore)
+    found = crf.sharpen_ids(images, ids, counts.tolist(), params, pool)
     return torch.where(found == 0, ignore, found).to(torch.uint8)
+
+
+def enlarge_ids(ids: Tensor, size: tuple[int, int], ignore: int = NONE) -> Tensor:
+    """Maps of ids at another size, by the nearest patch: what is left without a CRF.
+
+    Args:
+        ids: uint8 (B, h, w), 0 = in no mask.
+        size: (H, W).
+        ignore: id of pixels in no mask.
+
+    Returns:
+        uint8 (B, H, W).
+    """
+    large = F.interpolate(ids[:, None].float(), size, mode="nearest-exact")[:, 0]
+    return torch.where(large == 0, ignore, large).to(torch.uint8)
