@@ -14,9 +14,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from uss_utils.environment import pick_device
-from uss_utils.rows import METRICS, check_metric
+from uss_utils.rows import METRICS, as_float, check_metric
 from uss_utils.upsampling import in_parts, upsample, upsampled_norm
 
 EPS = 1e-12  # smallest norm a vector is divided by
@@ -201,17 +202,36 @@ def summed_cross_entropy(
     Returns:
         Scalar.
     """
-    size = tuple(target.shape[-2:])
-    return sum(
-        F.cross_entropy(
-            upsample(logits[part], size),
-            target[part],
-            weight,
-            ignore_index=-1,
-            reduction="sum",
-        )
-        for part in in_parts(logits, size)
-    )
+    return _SummedCrossEntropy.apply(as_float(logits), target, weight)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Its gradient is computed at once, so that no map at pixel size has to be kept."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        size, asked = tuple(target.shape[-2:]), ctx.needs_input_grad[0]
+        total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+        for part in in_parts(logits, size):
+            with torch.set_grad_enabled(asked):
+                small = logits[part].detach().requires_grad_(asked)
+                loss = F.cross_entropy(
+                    upsample(small, size),
+                    target[part],
+                    weight,
+                    ignore_index=-1,
+                    reduction="sum",
+                )
+            total += loss.detach()
+            if asked:
+                (gradient[part],) = torch.autograd.grad(loss, small)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None]:
+        return scale * ctx.saved_tensors[0], None, None
 
 
 def fit_linear_probe(

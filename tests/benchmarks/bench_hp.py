@@ -5,14 +5,11 @@ took 8.1 s and 1.9 GB, and 1.6 s and 0.97 GB.
 """
 
 import multiprocessing
-import threading
-import time
 
-import psutil
 import torch
 import torch.nn.functional as F
 
-from tests.benchmarks.timing import cpu_seconds
+from tests.benchmarks.timing import Peak, cpu_seconds
 from uss_utils.contrast import contrast
 from uss_utils.heads import SegmentationHead
 from uss_utils.local_attention import mix_local, neighbour_weights
@@ -20,31 +17,6 @@ from uss_utils.positives import HiddenPositives
 
 SIDE, C, D, M, HEADS = 28, 384, 512, 2048, 6
 N = SIDE * SIDE
-
-
-class Peak:
-    """Largest growth of this process's memory while a block runs, in bytes."""
-
-    def __enter__(self) -> "Peak":
-        self.process = psutil.Process()
-        self.start = self.top = self.process.memory_info().rss
-        self.running = True
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self.running:
-            self.top = max(self.top, self.process.memory_info().rss)
-            time.sleep(0.001)
-
-    def __exit__(self, *_) -> None:
-        self.running = False
-        self.thread.join()
-
-    @property
-    def added(self) -> int:
-        return self.top - self.start
 
 
 def head_and_mixing(feat, logits, head):

@@ -81,8 +81,8 @@ def pca_centers(feature_batches: Iterable[Tensor], n_classes: int) -> Tensor:
         ValueError: more prototypes than directions that the features span, or features
             that are not finite.
     """
-    maps = (feat.movedim(1, -1).flatten(0, -2) for feat in feature_batches)
-    pca = PCA.fit_batches(maps)
+    rows = (image.flatten(1).T for feat in feature_batches for image in feat)
+    pca = PCA.fit_batches(rows)
     found, channels = pca.components.shape
     if not 1 <= n_classes <= found:
         raise ValueError(
@@ -149,7 +149,7 @@ def assign_masks(
         if low < 0 or high >= limit:
             raise ValueError(f"a {what} lies in 0..{limit - 1}, got {low}..{high}")
     image = torch.arange(len(masks), device=masks.device)[:, None, None]
-    place = masks.long().add_(image * IDS)
+    place = masks + image * IDS
     votes = torch.bincount(
         (place * n_classes).add_(class_map).flatten(),
         minlength=len(masks) * IDS * n_classes,
