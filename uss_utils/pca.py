@@ -119,13 +119,16 @@ class _Moments:
         mean = wide.mean(0)
         centred = wide - mean
         if not self.count:
-            self.mean, self.scatter = torch.zeros_like(mean), centred.new_zeros(())
+            self.mean = torch.zeros_like(mean)
+            self.scatter = mean.new_zeros(len(mean), len(mean))
             self.like = part[:0]
         shift, before = mean - self.mean, self.count
         self.count += len(part)
-        self.scatter = self.scatter + centred.T @ centred
-        self.scatter += shift.outer(shift) * (before * len(part) / self.count)
-        self.mean = self.mean + shift * (len(part) / self.count)
+        share = len(part) / self.count
+        self.scatter.addmm_(centred.T, centred).addr_(
+            shift, shift, alpha=before * share
+        )
+        self.mean += shift * share
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Mean (D,) and covariance (D, D), N-1 normalisation.
