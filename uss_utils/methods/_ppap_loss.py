@@ -59,7 +59,7 @@ def contrastive_loss(
         ValueError: the temperature is too small.
     """
     blocks = [
-        _block(rows, pos, denominator, tau / tau_base)
+        _block(rows, pos, denominator, tau / tau_base, z.dtype)
         for rows, pos, denominator in zip(
             anchors.to(z.device), sets.pos, sets.denominator, strict=True
         )
@@ -68,11 +68,18 @@ def contrastive_loss(
     return loss, _info(z.detach(), anchors, sets, tau, tau_base)
 
 
-def _block(rows: Tensor, pos: Tensor, denominator: Tensor, factor: float) -> Rows:
+def _block(
+    rows: Tensor,
+    pos: Tensor,
+    denominator: Tensor,
+    factor: float,
+    dtype: torch.dtype = torch.float32,
+) -> Rows:
     """One chunk: every anchor with positives counts alike, so do its positives."""
     count = pos.sum(1)
-    weights = pos / count.clamp_min(1)[:, None]
-    return Rows(rows, weights, denominator, factor / (count > 0).sum().clamp_min(1))
+    weights = pos.to(dtype).div_(count.clamp_min(1)[:, None])
+    valid = (count > 0).sum().clamp_min(1).to(dtype)
+    return Rows(rows, weights, denominator, factor / valid)
 
 
 @torch.no_grad()
