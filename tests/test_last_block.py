@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import QuickGELU, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.models import Stripes
@@ -45,6 +46,13 @@ KINDS = {
     "registers": lambda: small(
         init_values=1e-5, reg_tokens=4, no_embed_class=True, mlp_ratio=2.7
     ),
+    "unbiased": lambda: small(qkv_bias=False),
+}
+# Parts of a block that its settings do not tell.
+ODD = {
+    "activation": {"act_layer": QuickGELU},
+    "gate": {"mlp_layer": SwiGLUPacked},
+    "norms": {"qk_norm": True},
 }
 
 
@@ -122,10 +130,21 @@ def test_model_on_disk(tmp_path, centred):
     assert torch.equal(loaded.segment(picture), model.segment(picture))
 
 
-@pytest.mark.parametrize("name", ["colour", "attention", "single"])
+def test_float32_comes_out_under_autocast():
+    backbone = KINDS["tiny"]()
+    head, batch = BlockHead.from_backbone(backbone).eval(), images(32, 40)
+    maps = LastBlockTokens(backbone).features(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head(maps).dtype == torch.float32
+        assert LastBlockTokens(backbone).features(batch).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["colour", "attention", "single", *ODD])
 def test_backbones_without_such_a_block_are_refused(name):
     if name == "colour":
         backbone = backbones.load("colour")
+    elif name in ODD:
+        backbone = small(**ODD[name])
     elif name == "single":
         vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1)
         backbone = Backbone(vit, name)

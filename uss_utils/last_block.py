@@ -9,6 +9,7 @@ import copy
 from functools import partial
 
 import torch
+from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -79,7 +80,9 @@ def check_block(backbone: Frozen) -> None:
     """Refuse backbones whose last block cannot be taken off.
 
     Raises:
-        ValueError: a control, a single block, rotary positions, or unusual attention.
+        ValueError: a control, a single block, rotary positions, unusual attention, or
+            any part that :class:`BlockHead` would not build anew as it is: another
+            activation, say, or a gated perceptron.
     """
     vit = getattr(backbone, "vit", None)
     fits = (
@@ -88,7 +91,9 @@ def check_block(backbone: Frozen) -> None:
         and len(vit.blocks) > 1
         and type(vit.blocks[-1]) is Block
         and type(vit.blocks[-1].attn) is Attention
+        and type(vit.blocks[-1].mlp) is Mlp
         and isinstance(vit.norm, nn.LayerNorm)
+        and _is_rebuilt(backbone)
     )
     if not fits:
         raise ValueError(
@@ -96,6 +101,32 @@ def check_block(backbone: Frozen) -> None:
             "takes a plain vision transformer with learned positions, such as DINO or "
             "DINOv2"
         )
+
+
+def _is_rebuilt(backbone: Backbone) -> bool:
+    """Whether the settings of a block make one of the same parts.
+
+    What is printed of a module names its kinds of layers, their widths, biases and eps:
+    all that a file of settings and weights has to bring back.
+    """
+    with torch.device("meta"):
+        head = BlockHead(**_settings(backbone))
+    vit = backbone.vit
+    return repr([head.block, head.norm]) == repr([vit.blocks[-1], vit.norm])
+
+
+def _settings(backbone: Backbone) -> dict:
+    """Arguments of the :class:`BlockHead` that a backbone's last block makes."""
+    block = backbone.vit.blocks[-1]
+    return {
+        "dim": backbone.dim,
+        "heads": backbone.heads,
+        "hidden": block.mlp.fc1.out_features,
+        "prefix": backbone.prefix,
+        "scaled": not isinstance(block.ls1, nn.Identity),
+        "eps": block.norm1.eps,
+        "qkv_bias": block.attn.qkv.bias is not None,
+    }
 
 
 class BlockHead(nn.Module):
@@ -108,6 +139,7 @@ class BlockHead(nn.Module):
         prefix: class and register tokens.
         scaled: the block has LayerScale (DINOv2).
         eps: of the norms.
+        qkv_bias: queries, keys and values have a bias.
     """
 
     kind = "block"
@@ -120,6 +152,7 @@ class BlockHead(nn.Module):
         prefix: int = 1,
         scaled: bool = False,
         eps: float = 1e-6,
+        qkv_bias: bool = True,
     ):
         super().__init__()
         self.in_dim = self.dim = dim
@@ -131,13 +164,14 @@ class BlockHead(nn.Module):
             "prefix": prefix,
             "scaled": scaled,
             "eps": eps,
+            "qkv_bias": qkv_bias,
         }
         with torch.random.fork_rng(devices=[]):  # the start is replaced anyway
             self.block = Block(
                 dim,
                 heads,
                 mlp_ratio=(hidden + 0.5) / dim,  # timm rounds down
-                qkv_bias=True,
+                qkv_bias=qkv_bias,
                 init_values=1e-5 if scaled else None,
                 norm_layer=partial(nn.LayerNorm, eps=eps),
             )
@@ -155,18 +189,9 @@ class BlockHead(nn.Module):
         """
         backbone = getattr(backbone, "vit_backbone", backbone)
         check_block(backbone)
-        vit = backbone.vit
-        block = vit.blocks[-1]
-        head = cls(
-            backbone.dim,
-            backbone.heads,
-            block.mlp.fc1.out_features,
-            backbone.prefix,
-            not isinstance(block.ls1, nn.Identity),
-            block.norm1.eps,
-        )
-        head.block = copy.deepcopy(block).requires_grad_(True)
-        head.norm = copy.deepcopy(vit.norm).requires_grad_(False)
+        head = cls(**_settings(backbone))
+        head.block = copy.deepcopy(backbone.vit.blocks[-1]).requires_grad_(True)
+        head.norm = copy.deepcopy(backbone.vit.norm).requires_grad_(False)
         return head
 
     def forward(self, tokens: Tensor) -> Tensor:
