@@ -1,6 +1,7 @@
 """PPAP: sets, propagation, the closed-form gradient, training and its presets."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from uss_utils import learning
 from uss_utils.environment import generator
 from uss_utils.heads import Chain, Standardise
 from uss_utils.last_block import BlockHead
-from uss_utils.methods import ppap
+from uss_utils.methods import _ppap_loss, ppap
 from uss_utils.methods.ppap import Config
 from uss_utils.segmenter import Segmenter
 
@@ -220,6 +221,43 @@ def test_chunk_by_chunk_is_all_at_once():
     torch.testing.assert_close(figures["moved"], found.moved.mean())
 
 
+def test_sets_of_one_chunk_at_a_time_are_kept(monkeypatch):
+    made, alive = [], []
+
+    def watched(*args):
+        sets = ppap.partition(*args)
+        made.append(weakref.ref(sets.denominator))
+        alive.append(sum(ref() is not None for ref in made))
+        return sets
+
+    monkeypatch.setattr(_ppap_loss, "partition", watched)
+    loss_of = ppap.PPAPLoss(**MOVES, steps=1, tau=0.8, chunk=18, per_chunk=4)
+    loss_of(unit(108, 5), arcs(), generator=generator(0))
+    assert len(made) == 6 and max(alive) <= 2
+
+
+def test_dropout_is_for_training_alone():
+    loss_of = ppap.PPAPLoss(**MOVES, steps=1, tau=0.8, ref_dropout=0.4)
+    plain = ppap.PPAPLoss(**MOVES, steps=1, tau=0.8, ref_dropout=0.0)
+    anchors = ppap.sample_anchors(108, 36, 12, generator(1))
+
+    def value(loss):
+        return loss(unit(108, 5), arcs(), anchors, generator=generator(2))[0]
+
+    assert value(loss_of) != value(plain)
+    assert value(loss_of.eval()) == value(plain)
+
+
+def test_base_temperature_scales_the_loss():
+    anchors = ppap.sample_anchors(108, 36, 12, generator(1))
+    options = {"steps": 1, "tau": 0.8, "ref_dropout": 0.0}
+    usual, plain = (
+        ppap.PPAPLoss(**MOVES, **options, **base)(unit(108, 5), arcs(), anchors)[0]
+        for base in ({}, {"tau_base": 0.8})
+    )
+    torch.testing.assert_close(usual, plain * 0.8 / 0.07)
+
+
 def test_lonely_anchors_and_lonely_chunks_count_nothing():
     x = torch.eye(8)
     anchors = torch.tensor([[0, 1], [4, 5]])
@@ -263,12 +301,19 @@ def material():
 def test_network_starts_as_the_backbone(material):
     net = ppap.build(smoke(), material).model
     images, _ = material.dataset.batch([0, 1])
-    code, z, ref = net(material.backbone.features(images))
+    code, z, ref = net(images)
     torch.testing.assert_close(code.detach(), ref)
     feat = material.backbone.vit_backbone.features(images)
     torch.testing.assert_close(ref, material.standardise(feat), atol=1e-4, rtol=1e-4)
+    kept = net.forward_tokens(material.backbone.features(images))
+    assert all(map(torch.equal, kept, (code, z, ref)))
     assert z.shape == (2 * 48, 192)
     torch.testing.assert_close(z.norm(dim=1), torch.ones(96))
+    again = ppap.PPAPNet(material.backbone.vit_backbone)  # unwrapped: just the same
+    assert torch.equal(
+        again(images)[2], again.frozen(material.backbone.features(images))
+    )
+    assert not any("below" in name for name in net.state_dict())
 
 
 def test_fixed_map_is_fitted_to_the_reference_features(material):
@@ -397,6 +442,8 @@ def test_a_backbone_without_blocks_is_refused():
         ({"phi0": 0.1, "psi0": 0.2}, "psi0=0.2 and phi0=0.1 are cosines"),
         ({"sigma_pos": 0.0}, "sigma_pos=0.0 has to be above 0"),
         ({"per_chunk": 900}, "per_chunk=900 is at most chunk=784"),
+        ({"tau_base": 0.0}, "tau_base=0.0 has to be above 0"),
+        ({"ref_dropout": 1.0}, r"ref_dropout=1.0 has to lie in \[0, 1\)"),
         ({"prop_iter": -1}, "prop_iter=-1 at least 0"),
         ({"optimiser": "sgd"}, "expected 'adamw' or 'adam'"),
     ],

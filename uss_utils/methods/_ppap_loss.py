@@ -111,8 +111,10 @@ class PPAPLoss(nn.Module):
         tau: temperature.
         chunk: see :func:`sample_anchors`.
         per_chunk: see :func:`sample_anchors`.
-        ref_dropout: share of the reference features' channels dropped per image.
+        ref_dropout: share of the reference features' channels dropped per image, in
+            training mode.
         zone: leave the ambiguous patches out; otherwise they count as negatives.
+        tau_base: see :func:`contrastive_loss`.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class PPAPLoss(nn.Module):
         per_chunk: int = 49,
         ref_dropout: float = 0.1,
         zone: bool = True,
+        tau_base: float = TAU_BASE,
     ):
         super().__init__()
         self.move = {
@@ -137,7 +140,7 @@ class PPAPLoss(nn.Module):
             "steps": steps,
         }
         self.tau, self.chunk, self.per_chunk = tau, chunk, per_chunk
-        self.ref_dropout, self.zone = ref_dropout, zone
+        self.ref_dropout, self.zone, self.tau_base = ref_dropout, zone, tau_base
 
     def forward(
         self,
@@ -153,7 +156,8 @@ class PPAPLoss(nn.Module):
             z: unit projections, shape (N, D), rows image by image.
             ref: frozen features of the same patches, shape (B, C, h, w).
             anchors: row numbers, shape (S, A); None draws them.
-            keep: channels that are kept, bool (B, C); None draws them.
+            keep: channels that are kept, bool (B, C); None draws them in training mode
+                and keeps all otherwise.
             generator: CPU generator of both draws.
 
         Returns:
@@ -162,7 +166,8 @@ class PPAPLoss(nn.Module):
             "n_amb" ambiguous patches, "moved" the length of the way, "lonely" the share
             without positives.
         """
-        x = reference_rows(ref, keep, self.ref_dropout, generator)
+        drop = self.ref_dropout if self.training else 0.0
+        x = reference_rows(ref, keep, drop, generator)
         if anchors is None:
             anchors = sample_anchors(len(x), self.chunk, self.per_chunk, generator)
         chunks = _Chunks(self, x, anchors.to(x.device))
@@ -190,7 +195,8 @@ class _Chunks:
             denominator = sets.denominator[0]
             if not self.loss.zone:
                 denominator |= sets.ambiguous[0]
-            yield _block(rows, sets.pos[0], denominator, self.loss.tau / TAU_BASE)
+            factor = self.loss.tau / self.loss.tau_base
+            yield _block(rows, sets.pos[0], denominator, factor)
 
     def means(self) -> dict[str, Tensor]:
         """Means over all anchors."""

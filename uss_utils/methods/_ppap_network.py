@@ -9,8 +9,8 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise
-from uss_utils.last_block import BlockHead
-from uss_utils.methods._ppap_loss import TAU_BASE, PPAPLoss
+from uss_utils.last_block import BlockHead, LastBlockTokens
+from uss_utils.methods._ppap_loss import PPAPLoss
 from uss_utils.readout import Readout
 
 
@@ -28,7 +28,8 @@ class PPAPNet(nn.Module):
     """Reference features, segmentation features and projection (section 3.1).
 
     Args:
-        backbone: gives the last block, see :meth:`BlockHead.from_backbone`.
+        backbone: a plain vision transformer or its :class:`LastBlockTokens`; it is no
+            part of the network, which only takes its last block.
         standardise: fixed map behind both branches; None: nothing.
 
     Attributes:
@@ -39,21 +40,30 @@ class PPAPNet(nn.Module):
 
     def __init__(self, backbone: Frozen, standardise: Standardise | None = None):
         super().__init__()
+        if not isinstance(backbone, LastBlockTokens):
+            backbone = LastBlockTokens(backbone)
+        # In a tuple it is no submodule: checkpoints need not hold what never changes.
+        self._below = (backbone,)
         self.head = BlockHead.from_backbone(backbone)
         self.frozen = BlockHead.from_backbone(backbone).requires_grad_(False)
         self.standardise = standardise or Standardise(torch.zeros(self.head.dim))
         self.projection = nn.Linear(self.standardise.dim, self.standardise.dim)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both branches.
-
-        Args:
-            tokens: what enters the last block, a map of
-                :class:`~uss_utils.last_block.LastBlockTokens`, (B, C, h + 1, w).
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both branches of normalised images (B, 3, H, W).
 
         Returns:
             Code (B, C, h, w); unit projections (B h w, C), rows image by image; and
             reference features (B, C, h, w), which carry no gradient.
+        """
+        (below,) = self._below
+        return self.forward_tokens(below.to(images.device).features(images))
+
+    def forward_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of what enters the last block, which can be kept.
+
+        Args:
+            tokens: map of :class:`LastBlockTokens`, shape (B, C, h + 1, w).
         """
         with torch.no_grad():
             ref = self._fixed(self.frozen(tokens))
@@ -96,7 +106,7 @@ class PPAPTrainer(nn.Module):
         """Losses of a batch.
 
         Args:
-            tokens: see :meth:`PPAPNet.forward`.
+            tokens: see :meth:`PPAPNet.forward_tokens`.
             label: int64 (B, H, W) for the linear probe, or None.
             generator: CPU generator of anchors and channel dropout.
             anchors: see :meth:`PPAPLoss.forward`, as is ``keep``.
@@ -104,13 +114,14 @@ class PPAPTrainer(nn.Module):
 
         Returns:
             Scalars: "loss" = contrast + linear + cluster, these three, "unscaled" (the
-            contrastive loss without the factor tau / 0.07), and the figures of
+            contrastive loss without the factor tau / tau_base), and the figures of
             :meth:`PPAPLoss.forward`.
         """
-        code, z, ref = self.model(tokens)
+        code, z, ref = self.model.forward_tokens(tokens)
         contrast, figures = self.loss(z, ref, anchors, keep, generator)
         losses = {"contrast": contrast} | self.readout.losses(code, label)
-        figures["unscaled"] = contrast.detach() * TAU_BASE / self.loss.tau
+        factor = self.loss.tau / self.loss.tau_base
+        figures["unscaled"] = contrast.detach() / factor
         return {"loss": sum(losses.values())} | losses | figures
 
     def optimisers(self) -> dict[str, Optimizer]:

@@ -26,7 +26,12 @@ from uss_utils.datasets import SegmentationDataset
 from uss_utils.frozen import Frozen
 from uss_utils.last_block import BlockHead, LastBlockTokens
 from uss_utils.learning import Material, Trained, Watch
-from uss_utils.methods._ppap_loss import ContrastInfo, PPAPLoss, contrastive_loss
+from uss_utils.methods._ppap_loss import (
+    TAU_BASE,
+    ContrastInfo,
+    PPAPLoss,
+    contrastive_loss,
+)
 from uss_utils.methods._ppap_network import PPAPNet, PPAPTrainer
 from uss_utils.methods._ppap_sets import (
     Moment,
@@ -67,16 +72,20 @@ __all__ = [
 class Config(LearnedRecipe):
     """Settings of PPAP; the defaults are those for COCO-Stuff and ViT-S/8.
 
+    Names are those of the released settings, or theirs stand in brackets.
+
     Attributes:
-        phi0: cosine with the anchor beyond which a patch is a positive at the start.
-        psi0: cosine below which it is a negative at the start.
+        phi0: cosine with the anchor beyond which a patch is a positive at the start
+            (initialcrit_pos).
+        psi0: cosine below which it is a negative at the start (initialcrit_amb).
         sigma_pos: a move of d, in 1 - cos, lowers phi by d / sigma_pos.
         sigma_amb: a move of d raises psi by d / sigma_amb.
         prop_iter: steps of propagation T.
         chunk: consecutive patches out of which anchors are drawn together.
-        per_chunk: anchors drawn out of each (784 / trainpatchsplit of the released
-            settings).
+        per_chunk: anchors drawn out of each (784 / trainpatchsplit).
         tau: temperature.
+        tau_base: the loss is multiplied by tau / tau_base, which weighs its gradient
+            against ``clip``.
         zone: leave the ambiguous patches out; otherwise they are negatives.
         ref_dropout: share of the reference features' channels dropped per image; the
             boundaries were tuned with it.
@@ -98,6 +107,7 @@ class Config(LearnedRecipe):
     chunk: int = 784
     per_chunk: int = 49
     tau: float = 0.8
+    tau_base: float = TAU_BASE
     zone: bool = True
     ref_dropout: float = 0.1
     optimiser: Literal["adamw", "adam"] = "adamw"
@@ -112,9 +122,11 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("sigma_pos", "sigma_amb", "tau", "per_chunk"):
+        for name in ("sigma_pos", "sigma_amb", "tau", "tau_base", "per_chunk"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+        if not 0 <= self.ref_dropout < 1:
+            raise ValueError(f"ref_dropout={self.ref_dropout} has to lie in [0, 1)")
         if not -1 <= self.psi0 <= self.phi0 <= 1:
             raise ValueError(
                 f"psi0={self.psi0} and phi0={self.phi0} are cosines, and psi0 does not "
@@ -259,6 +271,7 @@ def build(cfg: Config, material: Material) -> PPAPTrainer:
         cfg.per_chunk,
         cfg.ref_dropout,
         cfg.zone,
+        cfg.tau_base,
     )
     readout = material.readout(cfg, material.dim)
     return PPAPTrainer(model, loss, readout, cfg).to(material.device)
