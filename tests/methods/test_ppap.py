@@ -221,6 +221,16 @@ def test_chunk_by_chunk_is_all_at_once():
     torch.testing.assert_close(figures["moved"], found.moved.mean())
 
 
+def test_loss_is_the_same_under_autocast():
+    _, anchors, found = moved()
+    sets = ppap.partition(found.sim, found.phi, found.psi, anchors)
+    z = unit(108, 5)
+    loss, info = ppap.contrastive_loss(z, anchors, sets, 0.8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again, parts = ppap.contrastive_loss(z, anchors, sets, 0.8)
+    assert torch.equal(again, loss) and torch.equal(parts.per_chunk, info.per_chunk)
+
+
 def test_sets_of_one_chunk_at_a_time_are_kept(monkeypatch):
     made, alive = [], []
 
@@ -402,6 +412,16 @@ def test_places_of_the_tokens_agree(material):
     fresh = ppap.train(cfg.override(cache="images"), images)
     for a, b in zip(kept.history.rows, fresh.history.rows, strict=True):
         assert a["contrast"] == pytest.approx(b["contrast"], rel=1e-3)
+
+
+def test_half_precision_trains_alike(material):
+    full, half = (
+        ppap.train(smoke(**RUN, precision=precision), material).history.rows
+        for precision in ("no", "bf16")
+    )
+    for a, b in zip(full, half, strict=True):
+        assert a["contrast"] == pytest.approx(b["contrast"], rel=0.02)
+        assert a["n_pos"] == pytest.approx(b["n_pos"], rel=0.05)
 
 
 def test_seeds_differ_and_are_watched(material):

@@ -86,7 +86,8 @@ def _block(
 def _info(
     z: Tensor, anchors: Tensor, sets: Sets, tau: float, tau_base: float
 ) -> ContrastInfo:
-    scores = z[anchors.to(z.device)] @ z.T / tau
+    with torch.autocast(z.device.type, enabled=False):
+        scores = z[anchors.to(z.device)] @ z.T / tau
     masked = scores.masked_fill(~sets.denominator, -torch.inf)
     count = sets.pos.sum(2)
     log_sum = masked.logsumexp(2)
