@@ -23,7 +23,7 @@ from uss_utils.sources import FeatureSource
 MEASURED = 64  # images whose correlations are looked at
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Material(learning.Material):
     """What STEGO trains on.
 
