@@ -118,10 +118,30 @@ def prepare(
     )
     width = backbone.dim
     look = seen(source.backbone) if seen else lambda feat: feat[:, :width]
-    maps = (look(feat.to(place)) for _, feat in source.batches())
+    fixed = fixed_map(cfg, source, place, look)
+    return Material(dataset, source, fixed, place, seen is not None)
+
+
+def fixed_map(
+    cfg: LearnedRecipe,
+    source: FeatureSource,
+    device: torch.device,
+    look: Callable[[Tensor], Tensor] = lambda feat: feat,
+    kind: str | None = None,
+) -> Standardise:
+    """The fixed map in front of a head, fitted to random patches.
+
+    Args:
+        cfg: the settings.
+        source: features of the training images.
+        device: where the map is wanted.
+        look: what of the source's maps the map sees.
+        kind: see :func:`uss_utils.heads.fit_standardise`; None: that of the settings.
+    """
+    maps = (look(feat.to(device)) for _, feat in source.batches())
     rows = random_patches(maps, len(source), TOKENS, generator(cfg.seed))
-    fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim)
-    return Material(dataset, source, fixed.to(place), place, seen is not None)
+    fixed = fit_standardise(rows, kind or cfg.standardise, cfg.whiten_dim)
+    return fixed.to(device)
 
 
 def plain(backbone: Frozen) -> Frozen:

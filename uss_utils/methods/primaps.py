@@ -16,7 +16,7 @@ step by labels of the evaluated split: the last step is reported.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ class Config(LearnedRecipe):
     Attributes:
         base: file of a trained model whose code is grouped instead of the features.
             Its cluster centres are then the start, without PCA and k-means.
+        split: fixed map of the features that are split into masks; None: the same as
+            ``standardise``, which is of the features that are grouped.
         threshold: least cosine with the seed, inside a mask.
         coverage: share of the patches after which no more masks are sought.
         refine: sharpen the masks with the dense CRF.
@@ -113,6 +115,7 @@ class Config(LearnedRecipe):
     chapter: ClassVar[int] = 7
     batch_size: int = 32
     base: str | Path | None = None
+    split: Literal["centre", "whiten", "none"] | None = None
     threshold: float = 0.4
     coverage: float = 0.95
     refine: bool = True
@@ -241,6 +244,10 @@ def prepare(
         base = Segmenter.load(cfg.base, weights=cfg.weights)
     material = learning.prepare(cfg, dataset, device=device, progress=progress)
     fixed = material.standardise
+    if cfg.split is not None:
+        fixed = learning.fixed_map(
+            cfg, material.source, material.device, kind=cfg.split
+        )
     masks = MaskCache.build(
         Coded(material.backbone, fixed),
         material.dataset,
