@@ -81,7 +81,7 @@ Training
 
 Teaching and course
     plots *         every figure; of charts, distributions, colours, figures
-    diagrams *      drawings that explain
+    diagrams *      drawings that explain; proxies: those of walking anchors
     widgets *       controls around a drawing function
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters
