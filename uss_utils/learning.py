@@ -127,7 +127,6 @@ def fixed_map(
     source: FeatureSource,
     device: torch.device,
     look: Callable[[Tensor], Tensor] = lambda feat: feat,
-    kind: str | None = None,
 ) -> Standardise:
     """The fixed map in front of a head, fitted to random patches.
 
@@ -136,11 +135,10 @@ def fixed_map(
         source: features of the training images.
         device: where the map is wanted.
         look: what of the source's maps the map sees.
-        kind: see :func:`uss_utils.heads.fit_standardise`; None: that of the settings.
     """
     maps = (look(feat.to(device)) for _, feat in source.batches())
     rows = random_patches(maps, len(source), TOKENS, generator(cfg.seed))
-    fixed = fit_standardise(rows, kind or cfg.standardise, cfg.whiten_dim)
+    fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim)
     return fixed.to(device)
 
 
