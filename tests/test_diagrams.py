@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch
 
 from uss_utils import diagrams
 from uss_utils.figures import WIDTH
@@ -37,9 +38,25 @@ class TestCourseMap:
         assert len(dashed) == len(diagrams.NOTEBOOKS) - 1 + 1
 
     def test_marks_the_reader(self):
-        assert "02 dense features: you are here" in words(
-            diagrams.course_map(here="02")
-        )
+        assert "04 STEGO: you are here" in words(diagrams.course_map(here="04"))
+        # In short where the box is too narrow.
+        assert "02 dense features: here" in words(diagrams.course_map(here="02"))
+
+    @pytest.mark.parametrize("here", diagrams.NOTEBOOKS)
+    def test_every_name_fits_into_its_box(self, here):
+        figure = diagrams.course_map(here=here)
+        figure.draw_without_rendering()
+        (ax,) = figure.axes
+        boxes = [p for p in ax.patches if isinstance(p, FancyBboxPatch)]
+        boxes = [box.get_window_extent() for box in boxes]
+        names = [t for t in ax.texts if t.get_text()[:2] in diagrams.NOTEBOOKS]
+        assert len(names) == len(diagrams.NOTEBOOKS)
+        for name in names:
+            text = name.get_window_extent()
+            assert any(
+                box.x0 <= text.x0 and text.x1 <= box.x1 and box.y0 < text.y1 < box.y1
+                for box in boxes
+            )
 
     def test_shows_pictures_and_words(self):
         wide = np.zeros((40, 80, 3), dtype=np.uint8)

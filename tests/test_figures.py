@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,12 +34,40 @@ class TestLegend:
             figures.draw_legend(figures.new_figure(3, 2), "abc", np.zeros((2, 3)))
 
 
-def test_photographs_are_jpeg_and_charts_png(tmp_path):
+def stored(picture):
+    """Kind and opened file of a figure that shows a picture, or none."""
     figure = figures.new_figure(2, 2)
     ax = figures.new_axes(figure)[0, 0]
-    assert figures.picture(figure)[0] == "png"
-    ax.imshow(np.zeros((4, 4, 3)))
+    if picture is not None:
+        ax.imshow(picture)
     kind, data = figures.picture(figure)
-    assert kind == "jpeg"
-    (tmp_path / "a").write_bytes(data)
-    assert Image.open(tmp_path / "a").format == "JPEG"
+    return kind, Image.open(io.BytesIO(data))
+
+
+GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+FLOATS = np.stack([GREYS / 255] * 3, -1)
+
+
+@pytest.mark.parametrize(
+    ("picture", "format"),
+    [
+        (None, "PNG"),
+        (np.zeros((4, 4, 3)), "PNG"),
+        (GREYS, "PNG"),
+        (FLOATS, "PNG"),
+        (np.arange(300.0).reshape(15, 20), "JPEG"),
+        (np.concatenate([FLOATS, FLOATS * [1, 1, 0.5]]), "JPEG"),
+        (np.concatenate([FLOATS, FLOATS * [1, 1, 0]]) * 255 // 1 / 255, "JPEG"),
+    ],
+)
+def test_pictures_of_many_colours_are_jpeg_all_others_png(picture, format):
+    kind, found = stored(picture)
+    assert (kind, found.format) == (format.lower(), format)
+
+
+def test_a_palette_keeps_colours_exactly():
+    colours = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115]], np.uint8)
+    _, found = stored(colours[None].repeat(8, 0))
+    assert found.mode == "P"
+    kept = {colour for _, colour in found.convert("RGB").getcolors()}
+    assert kept >= {tuple(map(int, colour)) for colour in colours}

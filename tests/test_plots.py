@@ -161,6 +161,7 @@ class TestShowRow:
 
     def test_figure_is_narrow_enough_and_light(self, image):
         photo = np.kron(image, np.ones((16, 16, 1), dtype=np.uint8))
+        photo[:, :, 0] += np.arange(12 * 16, dtype=np.uint8)
         figure = plots.show_row(**{f"p{i}": [photo] * 2 for i in range(6)})
         assert figure.get_figwidth() <= 9
         kind, data = figures.picture(figure)
@@ -311,10 +312,35 @@ class TestMeanColours:
         assert names == list(CLASSES)
 
 
+class TestWindowWeights:
+    def test_windows_beside_their_weights(self, image):
+        weights = torch.arange(4 * 6 * 9.0).reshape(4, 6, 9)
+        figure = plots.window_weights(image, weights, {"a": (1, 2), "b": (0, 0)})
+        *small, whole = figure.axes
+        assert len(whole.patches) == 2
+        crops, glyphs = small[:2], small[2:]
+        assert [ax.get_title() for ax in crops] == ["a", "b"]
+        assert crops[0].get_xlim() == (1.5, 7.5)  # patches are 2 x 2 pixels
+        assert crops[0].get_ylim() == (5.5, -0.5)
+        for ax, place in zip(glyphs, ((1, 2), (0, 0)), strict=True):
+            shown = ax.images[0]
+            assert shown.get_array().ravel().tolist() == weights[place].tolist()
+            assert shown.get_clim() == (0, float(weights[1, 2].max()))
+
+    def test_bad_input(self, image):
+        with pytest.raises(ValueError, match="at least one place, got .* 0 places"):
+            plots.window_weights(image, torch.ones(4, 6, 9), {})
+        with pytest.raises(ValueError, match=r"\(h, w, 9\)"):
+            plots.window_weights(image, torch.ones(24, 9), {"a": (0, 0)})
+
+
 class TestStyle:
-    def test_charts_are_png_and_photographs_jpeg(self, image):
-        assert figures.picture(plots.bar_ladder({"a": 1}))[0] == "png"
-        assert figures.picture(plots.show_row(a=image))[0] == "jpeg"
+    def test_charts_and_label_maps_are_png_and_photographs_jpeg(self, image):
+        labels = {"truth": [image[..., 0] % 3] * 3, "found": [image[..., 1] % 3] * 3}
+        for figure in (plots.bar_ladder({"a": 1}), plots.show_row(**labels)):
+            assert figures.picture(figure)[0] == "png"
+        photo = np.concatenate([image, image[::-1] // 2, image // 3])
+        assert figures.picture(plots.show_row(a=photo))[0] == "jpeg"
 
     def test_same_figure_same_bytes(self, image):
         one, two = (figures.picture(plots.show_row(a=image)) for _ in range(2))

@@ -13,6 +13,7 @@ from matplotlib.patches import (
     FancyBboxPatch,
     Rectangle,
 )
+from matplotlib.textpath import TextPath
 
 from uss_utils.colours import to_numpy, to_rgb
 from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
@@ -50,6 +51,7 @@ _PLACES = {
     "12": (0, 4, 7),
 } | {f"{4 + i:02}": (1.62, 2, i) for i in range(6)}
 _ROW = 0.27
+_FONT = 8
 _BOTTOM = 8 * _ROW + 0.25  # height below the pictures
 
 
@@ -145,9 +147,16 @@ def _arrow(ax: Axes, i: int, text: str) -> None:
 def _notebook(ax, number, span, y, present: bool, here: bool) -> None:
     text = f"{number} {NOTEBOOKS[number]}"
     if here:
-        text += ": you are here"
+        full = f"{text}: you are here"
+        text = full if _fits(full, span) else f"{text}: here"
     colour = ACCENT if here else PLAIN if present else "0.45"
     _chip(ax, text, span, y, colour, "solid" if present else "dashed")
+
+
+def _fits(text: str, span: tuple[float, float]) -> bool:
+    """Whether a box is wide enough; drawn, letters are a little wider."""
+    width = TextPath((0, 0), text, size=_FONT).get_extents().width / 72
+    return 1.05 * width <= span[1] - span[0] - 0.08
 
 
 def _chip(ax, text, span, y, colour, linestyle) -> None:
@@ -170,7 +179,7 @@ def _chip(ax, text, span, y, colour, linestyle) -> None:
         text,
         ha="center",
         va="center",
-        fontsize=8,
+        fontsize=_FONT,
         color="white" if filled else "0.3",
     )
 

@@ -12,8 +12,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 DPI = 72
+COLOURS = 256  # of a palette PNG
 WIDTH = 8.9  # inches; with margins nine, what a notebook page shows unscaled
 ACCENT = "#c44e52"
 PLAIN = "#4c72b0"
@@ -38,8 +40,8 @@ STYLE = {
 def use_notebook_style() -> None:
     """Set matplotlib's defaults and how a notebook stores figures.
 
-    Figures with photographs are stored as JPEG (a sixth of the size), all others as
-    PNG, at 72 dots per inch.
+    Figures with photographs are stored as JPEG (a sixth of the size), all others,
+    label maps among them, as PNG with a palette, at 72 dots per inch.
     """
     matplotlib.rcParams.update(STYLE)
     from IPython import get_ipython
@@ -56,7 +58,19 @@ def use_notebook_style() -> None:
 
 
 def _has_photograph(figure: Figure) -> bool:
-    return any(ax.images for ax in figure.axes)
+    """Whether its pictures hold more colours, or values, than a palette does."""
+    shown = [image.get_array() for ax in figure.axes for image in ax.images]
+    return sum(map(_count_colours, shown)) > COLOURS
+
+
+def _count_colours(array: Any) -> int:
+    array = np.ma.getdata(array)
+    if array.ndim == 2:
+        return len(np.unique(array))
+    if array.dtype.kind == "f":
+        array = np.rint(array * 255)
+    weights = 256 ** np.arange(array.shape[-1], dtype=np.int64)
+    return len(np.unique(array.astype(np.int64) @ weights))
 
 
 def _jpeg_of_photographs(figure: Figure) -> bytes | None:
@@ -70,18 +84,15 @@ def _png_of_charts(figure: Figure) -> bytes | None:
 def picture(figure: Figure) -> tuple[str, bytes]:
     """File format ("jpeg" or "png") and encoded bytes of a figure."""
     kind = "jpeg" if _has_photograph(figure) else "png"
-    # Full colour resolution: halved, thin coloured text gets fringes.
-    extra = {"quality": 85, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer,
-        format=kind,
-        dpi=DPI,
-        bbox_inches="tight",
-        pad_inches=0.04,
-        pil_kwargs=extra,
-    )
-    return kind, buffer.getvalue()
+    drawn, stored = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.04)
+    image = Image.open(drawn).convert("RGB")
+    if kind == "jpeg":
+        # Full colour resolution: halved, thin coloured text gets fringes.
+        image.save(stored, kind, quality=80, subsampling=0, optimize=True)
+    else:
+        image.quantize(COLOURS).save(stored, kind, optimize=True)
+    return kind, stored.getvalue()
 
 
 def new_figure(width: float, height: float) -> Figure:

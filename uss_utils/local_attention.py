@@ -168,3 +168,24 @@ def split_weights(feat: Tensor) -> tuple[Tensor, Tensor]:
     """What :class:`WithNeighbourWeights` put together: feat, and weights (B, n, 9)."""
     maps = feat[:, -WINDOW:]
     return feat[:, :-WINDOW], maps.flatten(2).transpose(1, 2)
+
+
+def own_class_shares(weights: Tensor, classes: Tensor) -> tuple[float, float]:
+    """How well attention keeps to what a patch shows, by labels.
+
+    Args:
+        weights: of the neighbours, shape (B, h w, 9).
+        classes: of the patches, ignore = -1, int64 (B, h, w).
+
+    Returns:
+        Of all labelled neighbours of labelled patches the share that has the patch's
+        own class, and the share of their weight that these get. The patch itself does
+        not count.
+    """
+    around = F.unfold(F.pad(classes, (1, 1, 1, 1), value=-1)[:, None].float(), 3)
+    around, own = around.mT, classes.flatten(1)[..., None]
+    counts = (around >= 0) & (own >= 0)
+    counts[..., WINDOW // 2] = False
+    same = counts & (around == own)
+    got = (weights * same).sum() / (weights * counts).sum()
+    return float(same.sum() / counts.sum()), float(got)

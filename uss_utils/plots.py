@@ -62,6 +62,7 @@ __all__ = [
     "split_histogram",
     "to_rgb",
     "use_notebook_style",
+    "window_weights",
 ]
 
 
@@ -258,3 +259,50 @@ def correspondences(
 def _mark(ax: Axes, query: tuple[int, int], height: float, width: float) -> None:
     corner = (query[1] * width - 0.5, query[0] * height - 0.5)
     ax.add_patch(Rectangle(corner, width, height, fill=False, color=ACCENT, lw=2))
+
+
+def window_weights(
+    image: Any, weights: Any, places: Mapping[str, tuple[int, int]]
+) -> Figure:
+    """The 3 x 3 windows around a few patches, and the weights of their nine cells.
+
+    Args:
+        image: as in :func:`to_rgb`, (H, W) pixels.
+        weights: of every patch's window, row by row, shape (h, w, 9).
+        places: short name of a patch -> its (row, column). All glyphs share one scale,
+            from black (0) to white (the largest weight shown).
+
+    Raises:
+        ValueError: no place, or weights of another shape.
+    """
+    rgb, weights = to_rgb(image), to_numpy(weights)
+    if not places or weights.ndim != 3 or weights.shape[-1] != 9:
+        raise ValueError(
+            "expected weights of shape (h, w, 9) and at least one place, got "
+            f"{weights.shape} and {len(places)} places"
+        )
+    down, across = rgb.shape[0] / weights.shape[0], rgb.shape[1] / weights.shape[1]
+    figure = new_figure(2.8 + 1.25 * len(places), 2.8)
+    axes = new_axes(figure, 2, 2 + len(places))
+    for ax in axes[:, :2].flat:
+        ax.remove()
+    whole = figure.add_subplot(axes[0, 0].get_gridspec()[:, :2])
+    whole.imshow(rgb)
+    whole.axis("off")
+    top = max(weights[place].max() for place in places.values())
+    for (crop, glyph), (name, (row, column)) in zip(
+        axes[:, 2:].T, places.items(), strict=True
+    ):
+        x, y = (column - 1) * across - 0.5, (row - 1) * down - 0.5
+        style = {"fill": False, "color": ACCENT, "lw": 1.5}
+        whole.add_patch(Rectangle((x, y), 3 * across, 3 * down, **style))
+        whole.annotate(name, (x + 3 * across, y), color="white", weight="bold")
+        crop.imshow(rgb)
+        crop.set(xlim=(x, x + 3 * across), ylim=(y + 3 * down, y), title=name)
+        cells = weights[row, column].reshape(3, 3)
+        glyph.imshow(cells, cmap="gray", vmin=0, vmax=top)
+        for ax in (crop, glyph):
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.spines[:].set(visible=True, color="0.5")
+    return figure

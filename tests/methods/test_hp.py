@@ -14,6 +14,7 @@ from uss_utils.datasets.transforms import denormalise, normalise_rgb
 from uss_utils.environment import generator
 from uss_utils.local_attention import (
     WithNeighbourWeights,
+    own_class_shares,
     split_weights,
     window_sizes,
 )
@@ -293,6 +294,21 @@ def test_attention_and_weights_of_another_grid():
     weights = hp.neighbour_weights(attention(), (5, 6))
     with pytest.raises(ValueError, match=r"need weights of shape \(2, 36, 9\)"):
         hp.mix_local(torch.zeros(2, 3, 6, 6), weights)
+
+
+def test_shares_of_the_own_class_among_neighbours_and_their_weights():
+    classes = torch.tensor([[[0, 0, -1], [0, 1, 1]]])
+    # Labelled neighbours of the five labelled patches: 3, 4, 3, 4, 2; of their own
+    # class: 2, 2, 2, 1, 1.
+    equal = torch.ones(1, 6, 9)
+    plain, weighted = own_class_shares(equal, classes)
+    assert plain == weighted == pytest.approx(8 / 16)
+    right = equal.clone()
+    right[0, :, 4] = 100.0  # the patch itself does not count
+    right[0, 4, 5] = 5.0  # what the middle patch below gives the one on its right
+    right[0, 4, 6] = 50.0  # outside the picture
+    plain, weighted = own_class_shares(right, classes)
+    assert (plain, weighted) == pytest.approx((8 / 16, 12 / 20))
 
 
 def test_one_forward_gives_features_and_weights():
