@@ -23,11 +23,13 @@ class MaskedMaterial(Material):
 
     Attributes:
         masks: mask ids of every image.
+        split: fixed map of the backbone's features that were split into these masks.
         mirrored: features of the mirrored images; None where nothing is kept.
         base: the model whose code is grouped; None: the features are.
     """
 
     masks: MaskCache
+    split: Standardise
     mirrored: FeatureSource | None
     base: Segmenter | None
 
@@ -53,13 +55,18 @@ class MaskedMaterial(Material):
 
 
 def material_of(
-    plain: Material, masks: MaskCache, base: Segmenter | None, cache: str
+    plain: Material,
+    masks: MaskCache,
+    split: Standardise,
+    base: Segmenter | None,
+    cache: str,
 ) -> MaskedMaterial:
     """Material of features, or of the code of a trained model, and of their mirrors.
 
     Args:
         plain: features, and the map that standardises them.
         masks: of the same images.
+        split: see :class:`MaskedMaterial`.
         base: the model whose code is grouped, or None.
         cache: see :meth:`uss_utils.sources.FeatureSource.open`.
     """
@@ -79,6 +86,7 @@ def material_of(
         standardise=fixed,
         device=plain.device,
         masks=masks,
+        split=split,
         mirrored=mirrored,
         base=base,
     )

@@ -190,14 +190,14 @@ PRESETS = presets(
         start_steps=4,
         steps=12,
     ),
-    scenes=Config(**_SMALL, n_train=200, n_val=150, start_steps=150, steps=150),
+    scenes=Config(**_SMALL, n_train=200, n_val=150, start_steps=150, steps=100),
     scenes_aerial=Config(
         **_SMALL,
         dataset="scenes-aerial",
         n_train=200,
         n_val=150,
         start_steps=150,
-        steps=150,
+        steps=100,
     ),
     camvid_tiny=Config(
         **_SMALL | {"batch_size": 4},
@@ -271,7 +271,7 @@ def prepare(
     )
     if base is not None:
         base.to(material.device)
-    return material_of(material, masks, base, cfg.cache)
+    return material_of(material, masks, fixed, base, cfg.cache)
 
 
 def start(
