@@ -7,6 +7,7 @@ import torch
 from tests.golden.golden import assert_close, golden_files, load
 from uss_utils import crf
 from uss_utils.methods import _primaps_masks as masks
+from uss_utils.methods._primaps_direction import principal_direction
 
 pytestmark = pytest.mark.golden
 needs_crf = pytest.mark.skipif(not crf.available(), reason="pydensecrf2 is missing")
@@ -29,7 +30,7 @@ def params(pair) -> crf.CRFParams:
 def test_direction(path):
     pair = load(path)
     free = pair["in_free"].bool().flatten(1)
-    found = masks.principal_direction(pair["in_feat"].flatten(2), free)
+    found = principal_direction(pair["in_feat"].flatten(2), free)
     expected = pair["out_direction_upto_sign"]
     sign = (found * expected).sum(1, keepdim=True).sign()
     assert_close(found * sign, expected, 1e-4)

@@ -1,23 +1,15 @@
-"""PriMaPs' masks: rounds, their end, clean-up, the CRF; and the masks on disk."""
-
-import json
-import signal
-import subprocess
-import sys
-from pathlib import Path
+"""PriMaPs' masks: rounds, their end, clean-up, the CRF."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from tests.models import Stripes
-from uss_utils import backbones, crf
+from uss_utils import crf
 from uss_utils.environment import generator
-from uss_utils.methods import _primaps_cache, primaps
+from uss_utils.methods import primaps
 from uss_utils.methods._primaps_masks import enlarge_ids, id_log_probs, median_3x3
-from uss_utils.methods.primaps import MaskCache, clean_masks, propose_masks
+from uss_utils.methods.primaps import clean_masks, propose_masks
 
 needs_crf = pytest.mark.skipif(not crf.available(), reason="pydensecrf2 is missing")
 
@@ -66,6 +58,23 @@ def test_sign_of_the_features_along_the_direction_does_not_matter():
     a, b = propose_masks(feat), propose_masks(mirrored)
     assert torch.equal(a.seeds, b.seeds)
     torch.testing.assert_close(a.masks, b.masks, atol=1e-5, rtol=1e-5)
+
+
+def test_short_features_beside_long_ones_keep_their_direction():
+    """What has left must not drown what remains: its rounding is as large."""
+    draw = generator(0)
+    axes = torch.linalg.qr(torch.randn(48, 6, generator=draw)).Q
+    lengths = torch.tensor([300.0, 200.0, 1.0, 1.2, 0.9, 1.1])
+    own = torch.arange(6).repeat_interleave(40).reshape(12, 20)
+    noise = 0.02 * torch.randn(48, 12, 20, generator=draw) * lengths[own]
+    feat = ((axes * lengths)[:, own] + noise)[None]
+    found = propose_masks(feat)
+    assert found.count.item() == 6
+    for k in range(6):
+        rows = feat[0, :, found.free_before(k)[0]].T.double()
+        expected = torch.linalg.svd(rows - rows.mean(0)).Vh[0]
+        cosine = found.directions[0, k].double() @ expected
+        assert abs(cosine) == pytest.approx(1, abs=1e-5)
 
 
 def test_first_of_equal_patches_is_the_seed():
@@ -169,8 +178,10 @@ def test_features_that_cannot_be_split():
     feat[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="hold NaN or infinite"):
         propose_masks(feat)
-    with pytest.raises(ValueError, match=r"shape \(B, C, h, w\), got \(12, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"shape \(B, C, h, w\).*got \(12, 8, 8\)"):
         propose_masks(quarters()[0])
+    with pytest.raises(ValueError, match=r"none of them 0, got \(0, 12, 8, 8\)"):
+        propose_masks(quarters()[:0])
 
 
 # ------------------------------------------------------------------- clean-up, CRF
@@ -218,126 +229,3 @@ def test_without_the_library_ids_are_enlarged(monkeypatch):
     assert found[0, 0].tolist() == [255] * 3 + [1] * 3
     assert found[0, 3].tolist() == [2] * 3 + [3] * 3
     assert torch.equal(found, enlarge_ids(ids, (4, 6)))
-
-
-# -------------------------------------------------------------------------- on disk
-
-
-def stripes(n=5):
-    return Stripes(n=n, size=(32, 48), ignore=False)
-
-
-def build(folder, n=5, **options):
-    backbone = backbones.load("vit_tiny_random")
-    return MaskCache.build(
-        backbone, stripes(n), folder=folder, **{"batch_size": 2, "workers": 1} | options
-    )
-
-
-def test_maps_on_disk(tmp_path):
-    cache = build(tmp_path)
-    assert len(cache) == 5 and cache.size == (32, 48)
-    batch = cache.batch([3, 0])
-    assert batch.dtype == torch.uint8 and batch.shape == (2, 32, 48)
-    assert torch.equal(batch[1], cache[0]) and torch.equal(cache[-1], cache[4])
-    names = sorted(path.name for path in (tmp_path / "pseudos").iterdir())
-    assert names == [f"{i:06d}.png" for i in range(5)]
-    counts = cache.counts()
-    assert (counts >= 1).all() and counts[3] == len(
-        set(batch[0].unique().tolist()) - {255}
-    )
-    with Image.open(cache.path(0)) as image:
-        assert image.mode == "L"
-
-
-def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
-    build(tmp_path)
-
-    def refuse(*_, **__):
-        raise AssertionError("masks were made again")
-
-    monkeypatch.setattr(_primaps_cache, "propose_masks", refuse)
-    build(tmp_path, features=())
-
-
-def test_missing_maps_are_made_as_they_were(tmp_path):
-    before = build(tmp_path).batch(range(5))
-    for index in (1, 4):
-        (tmp_path / "pseudos" / f"{index:06d}.png").unlink()
-    stamp = (tmp_path / "pseudos" / "000000.png").stat().st_mtime_ns
-    assert torch.equal(build(tmp_path).batch(range(5)), before)
-    assert (tmp_path / "pseudos" / "000000.png").stat().st_mtime_ns == stamp
-
-
-def test_known_features_give_the_same(tmp_path):
-    backbone = backbones.load("vit_tiny_random")
-    feat = backbone.features(stripes().batch(range(5))[0])
-    known = [(range(i, min(i + 2, 5)), feat[i : i + 2]) for i in (0, 2, 4)]
-    a = build(tmp_path / "a", features=known)
-    assert torch.equal(a.batch(range(5)), build(tmp_path / "b").batch(range(5)))
-
-
-def test_killed_in_the_middle(tmp_path):
-    """SIGKILL while the third map is being written."""
-    program = f"""
-import os, signal
-from uss_utils.methods import _primaps_cache as cache
-from tests.methods.test_primaps_masks import build
-real, done = cache.MaskCache._write, []
-def write(self, index, ids):
-    if len(done) == 2:
-        with cache.atomic_file(self.path(index), bulk=True) as temporary:
-            temporary.write_bytes(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-    done.append(index)
-    real(self, index, ids)
-cache.MaskCache._write = write
-build({str(tmp_path / "killed")!r})
-"""
-    root = Path(__file__).resolve().parents[2]
-    ended = subprocess.run([sys.executable, "-c", program], cwd=root, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    folder = tmp_path / "killed" / "pseudos"
-    assert len(list(folder.glob("*.png"))) == 2 + len(list(folder.glob(".tmp-*")))
-    cache = build(tmp_path / "killed")
-    assert sorted(p.name for p in folder.iterdir()) == [
-        f"{i:06d}.png" for i in range(5)
-    ]
-    whole = build(tmp_path / "whole")
-    assert torch.equal(cache.batch(range(5)), whole.batch(range(5)))
-
-
-def test_masks_of_something_else_are_refused(tmp_path):
-    build(tmp_path)
-    with pytest.raises(ValueError, match=r"differ in threshold\); delete the folder"):
-        build(tmp_path, threshold=0.6)
-    with pytest.raises(ValueError, match="differ in dataset, shape"):
-        build(tmp_path, n=4)
-    (tmp_path / "options.json").unlink()
-    with pytest.raises(ValueError, match=r"holds masks without options.json"):
-        build(tmp_path)
-
-
-def test_damaged_maps_are_named(tmp_path):
-    build(tmp_path).path(2).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"000002.png is no readable map .* delete it"):
-        build(tmp_path)[2]
-    Image.new("L", (3, 3)).save(tmp_path / "pseudos" / "000002.png")
-    with pytest.raises(ValueError, match=r"uint8 of shape \(3, 3\) instead of bytes"):
-        build(tmp_path)[2]
-
-
-def test_default_place_tells_settings_apart(tmp_path, monkeypatch):
-    monkeypatch.setenv("USS_DATA", str(tmp_path))
-    a, b = build(None), build(None, threshold=0.6)
-    assert a.folder != b.folder and a.folder.parent == b.folder.parent
-    assert json.loads((a.folder / "options.json").read_text())["threshold"] == 0.4
-
-
-@needs_crf
-def test_unrefined_maps_are_blocks_of_patches(tmp_path):
-    plain = build(tmp_path / "plain", refine=False)
-    blocks = plain[0].reshape(4, 8, 6, 8).permute(0, 2, 1, 3).flatten(2)
-    assert (blocks == blocks[..., :1]).all()
-    assert plain.options["crf"] is None
-    assert build(tmp_path / "sharp").options["crf"]["iterations"] == 10

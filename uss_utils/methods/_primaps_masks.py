@@ -12,15 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uss_utils import crf
-from uss_utils.environment import generator
+from uss_utils.methods._primaps_direction import Moments, along, oriented
 from uss_utils.rows import as_float
 
 MOST = 254  # masks of an image: ids are bytes, 0 and 255 are taken
 NONE = 255  # id of a pixel that is in no mask
 GAIN = 10.0  # on the cleaned masks, before they are clipped to [0, 1]
-BLOCK = 4  # directions that are iterated together
-ITERATIONS = 60
-FLAT = 1e-9  # share of the energy below which features count as constant
 
 
 class MaskProposals(NamedTuple):
@@ -49,95 +46,6 @@ class MaskProposals(NamedTuple):
 # ------------------------------------------------------------------------ one round
 
 
-def principal_direction(features: Tensor, free: Tensor) -> Tensor:
-    """First principal direction of the free patches (3.1, 3.2), with a fixed sign.
-
-    The sign of a principal direction is arbitrary. It is chosen such that the patch
-    most along the direction, either way, lies on its positive side (3.3).
-
-    Args:
-        features: as the backbone gives them, shape (B, C, N).
-        free: bool (B, N), at least one per image.
-
-    Returns:
-        Unit vectors, shape (B, C). Where the free patches do not differ, the direction
-        of their mean.
-    """
-    features = as_float(features)
-    moments = _Moments(features, free)
-    return _oriented(moments.direction(), F.normalize(features, dim=1), free)
-
-
-def _oriented(direction: Tensor, unit: Tensor, free: Tensor) -> Tensor:
-    along = _along(direction, unit).masked_fill(~free, 0)
-    place = along.abs().argmax(1, keepdim=True)
-    backward = along.gather(1, place) < 0
-    return torch.where(backward, -direction, direction)
-
-
-def _along(direction: Tensor, unit: Tensor) -> Tensor:
-    """Inner products of a direction with all patches, (B, C), (B, C, N) -> (B, N)."""
-    return torch.bmm(direction[:, None], unit)[:, 0]
-
-
-class _Moments:
-    """Number, sum and sum of products of the free patches, kept up to date.
-
-    Only the patches that leave are subtracted, so all rounds together cost one Gram
-    matrix. The image's mean is taken off first: what is left loses no digits.
-
-    Args:
-        features: shape (B, C, N).
-        free: bool (B, N).
-    """
-
-    def __init__(self, features: Tensor, free: Tensor):
-        self.offset = features.mean(2, keepdim=True)
-        self.x = features - self.offset
-        kept = self.x * free[:, None]
-        self.n = free.sum(1).to(features)
-        self.sum = kept.sum(2)
-        self.products = kept @ kept.mT
-
-    def remove(self, gone: Tensor) -> None:
-        """Take patches off, bool (B, N)."""
-        most = int(gone.sum(1).max())
-        chosen = gone.to(torch.uint8).topk(most, dim=1)
-        index = chosen.indices[:, None].expand(-1, self.x.shape[1], -1)
-        part = self.x.gather(2, index) * chosen.values[:, None]
-        self.n = self.n - gone.sum(1)
-        self.sum = self.sum - part.sum(2)
-        self.products = self.products - part @ part.mT
-
-    def direction(self) -> Tensor:
-        """Leading eigenvector of the covariance, unit, of either sign, (B, C)."""
-        mean = self.sum / self.n.clamp_min(1)[:, None]
-        spread = (
-            self.products - self.n[:, None, None] * mean[:, :, None] * mean[:, None]
-        )
-        trace = spread.diagonal(dim1=1, dim2=2).sum(1)
-        mean = mean + self.offset[:, :, 0]
-        flat = trace <= FLAT * self.n * mean.square().sum(1)
-        scale = torch.where(flat, 1.0, trace)[:, None, None]
-        leading = _leading(spread / scale)
-        return torch.where(flat[:, None], F.normalize(mean, dim=1), leading)
-
-
-def _leading(matrices: Tensor) -> Tensor:
-    """Leading eigenvectors of symmetric matrices, (B, C, C) -> (B, C).
-
-    Block power iteration from a fixed start, then the best combination of the block.
-    """
-    c = matrices.shape[-1]
-    start = torch.randn(c, min(BLOCK, c), generator=generator(0)).to(matrices)
-    block = start.expand(len(matrices), -1, -1)
-    for _ in range(ITERATIONS):
-        block = torch.linalg.qr(matrices @ block).Q
-    small = block.mT @ matrices @ block
-    best = torch.linalg.eigh((small + small.mT) / 2).eigenvectors[..., -1:]
-    return F.normalize((block @ best)[..., 0], dim=1)
-
-
 def grow_mask(
     features: Tensor, free: Tensor, direction: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -159,12 +67,12 @@ def grow_mask(
 def _grow(
     unit: Tensor, free: Tensor, direction: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    along = _along(direction, unit).masked_fill(~free, -torch.inf)
+    share = along(direction, unit).masked_fill(~free, -torch.inf)
     # Comparing with the maximum makes the first of several the winner on any device.
-    first = (along == along.amax(1, keepdim=True)).to(torch.uint8)
+    first = (share == share.amax(1, keepdim=True)).to(torch.uint8)
     seed = first.argmax(1, keepdim=True)
     own = unit.gather(2, seed[:, None].expand(-1, unit.shape[1], -1))[..., 0]
-    cosine = _along(own, unit).scatter(1, seed, 1.0)  # rounding must not lose it
+    cosine = along(own, unit).scatter(1, seed, 1.0)  # rounding must not lose it
     return seed[:, 0], cosine * (free & (cosine >= threshold))
 
 
@@ -191,37 +99,61 @@ def propose_masks(
     """
     _check(features, threshold, coverage, max_masks)
     b, c, h, w = features.shape
-    flat = as_float(features).flatten(2)
-    unit = F.normalize(flat, dim=1)
-    free = torch.ones(b, h * w, dtype=torch.bool, device=features.device)
-    active = torch.ones(b, dtype=torch.bool, device=features.device)
     with torch.autocast(features.device.type, enabled=False):
-        moments = _Moments(flat, free)
-        rounds = []
-        while len(rounds) < max_masks and bool(active.any()):
-            direction = _oriented(moments.direction(), unit, free)
-            seed, mask = _grow(unit, free & active[:, None], direction, threshold)
-            gone = (mask > 0) & active[:, None]
-            rounds.append((mask * gone, seed, direction, active))
-            moments.remove(gone)
-            free = free & ~gone
-            active = active & ((~free).sum(1) < coverage * h * w)
-    masks, seeds, directions, worked = (
-        torch.stack(part, 1) for part in zip(*rounds, strict=True)
-    )
-    return MaskProposals(
-        masks.unflatten(2, (h, w)),
-        seeds.masked_fill(~worked, -1),
-        directions * worked[..., None],
-        worked.sum(1),
-        free.unflatten(1, (h, w)),
-    )
+        rounds = _rounds(as_float(features).flatten(2), threshold, coverage, max_masks)
+    empty = features.new_zeros(b, len(rounds), dtype=torch.int64)
+    masks = rounds[0].masks.new_zeros(b, len(rounds), h * w)
+    directions = masks.new_zeros(b, len(rounds), c)
+    seeds, worked = empty - 1, empty.bool()
+    for k, found in enumerate(rounds):
+        masks[found.rows, k] = found.masks
+        seeds[found.rows, k] = found.seeds
+        directions[found.rows, k] = found.directions
+        worked[found.rows, k] = True
+    masks = masks.unflatten(2, (h, w))
+    return MaskProposals(masks, seeds, directions, worked.sum(1), (masks == 0).all(1))
+
+
+class _Round(NamedTuple):
+    """What one round found, for the images that were still worked on."""
+
+    rows: Tensor
+    masks: Tensor
+    seeds: Tensor
+    directions: Tensor
+
+
+def _rounds(
+    features: Tensor, threshold: float, coverage: float, max_masks: int
+) -> list[_Round]:
+    """All rounds; images that are covered are left out of the next ones."""
+    b, _, n = features.shape
+    rows = torch.arange(b, device=features.device)
+    free = torch.ones(b, n, dtype=torch.bool, device=features.device)
+    unit = F.normalize(features, dim=1)
+    moments = Moments(features, free)
+    rounds = []
+    while len(rows) and len(rounds) < max_masks:
+        direction = oriented(moments.direction(), unit, free)
+        seed, mask = _grow(unit, free, direction, threshold)
+        rounds.append(_Round(rows, mask, seed, direction))
+        gone = mask > 0
+        free = free & ~gone
+        going_on = (~free).sum(1) / n < coverage
+        if not bool(going_on.all()):
+            rows, unit = rows[going_on], unit[going_on]
+            free, gone = free[going_on], gone[going_on]
+            moments.select(going_on)
+        if len(rows):
+            moments.remove(gone, free)
+    return rounds
 
 
 def _check(features: Tensor, threshold: float, coverage: float, max_masks: int) -> None:
-    if features.dim() != 4:
+    if features.dim() != 4 or not features.numel():
         raise ValueError(
-            f"features must have shape (B, C, h, w), got {tuple(features.shape)}"
+            "features must have shape (B, C, h, w), none of them 0, got "
+            f"{tuple(features.shape)}"
         )
     if not 0.1 <= threshold <= 1 or not 0 < coverage <= 1:
         raise ValueError(
