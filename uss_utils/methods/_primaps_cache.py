@@ -7,6 +7,7 @@ again, so a killed run goes on where it was.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from uss_utils.methods._primaps_masks import (
     propose_masks,
     refine_masks,
 )
-from uss_utils.paths import atomic_file, cache_dir, clear_leftovers
+from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
 from uss_utils.resumable import explained, locked
 
 FOLDER, OPTIONS = "pseudos", "options.json"
@@ -90,7 +91,7 @@ class MaskCache:
 
         Raises:
             ValueError: ``folder`` holds masks of something else, a setting out of
-                range, or features that are not finite.
+                range, or features that are not finite or not those of all images.
             OSError: the place cannot be written.
         """
         refine = refine and crf.available()
@@ -107,11 +108,17 @@ class MaskCache:
             clear_leftovers(path / FOLDER)
             _claim(path, options)
             cache = cls(path, options)
-            if cache._missing():
+            missing = cache._missing()
+            if missing:
                 if features is None:
-                    features = feature_batches(backbone, dataset, batch_size=batch_size)
+                    start = min(missing) - min(missing) % max(1, batch_size)
+                    features = feature_batches(
+                        backbone, dataset, start=start, batch_size=batch_size
+                    )
                 wanted = 1 if not refine else workers
-                cache._make(dataset, features, refine, params, wanted, progress)
+                cache._make(
+                    missing, dataset, features, refine, params, wanted, progress
+                )
         return cache
 
     def __len__(self) -> int:
@@ -145,7 +152,13 @@ class MaskCache:
         return self.folder / FOLDER / f"{index:06d}.png"
 
     def _missing(self) -> set[int]:
-        return {i for i in range(len(self)) if not self.path(i).is_file()}
+        """Images without a file; an empty one is what a power cut may leave."""
+        stored = {
+            entry.name
+            for entry in os.scandir(self.folder / FOLDER)
+            if entry.stat().st_size
+        }
+        return {i for i in range(len(self)) if self.path(i).name not in stored}
 
     def _read(self, index: int) -> Tensor:
         path = self.path(index)
@@ -166,6 +179,7 @@ class MaskCache:
 
     def _make(
         self,
+        missing: set[int],
         dataset: SegmentationDataset,
         features: Iterable[tuple[range, Tensor]],
         refine: bool,
@@ -173,7 +187,6 @@ class MaskCache:
         workers: int | None,
         progress: bool,
     ) -> None:
-        missing = self._missing()
         bar = tqdm(total=len(self), desc="masks", unit="img", disable=not progress)
         bar.update(len(self) - len(missing))
 
@@ -191,6 +204,13 @@ class MaskCache:
                 waiting = behind.submit(finish, *job)
             if waiting is not None:
                 waiting.result()
+        settle()
+        left = self._missing()
+        if left:
+            raise ValueError(
+                f"the features that were given leave out {len(left)} of {len(self)} "
+                f"images, the first of them {min(left)}"
+            )
 
     def _extracted(
         self, features: Iterable[tuple[range, Tensor]], missing: set[int]
@@ -246,9 +266,12 @@ def _claim(folder: Path, options: dict) -> None:
     path = folder / OPTIONS
     if path.is_file():
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            stored = {}
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged, so nobody knows what the masks beside it were "
+                "made from; delete the folder, and they are made again"
+            ) from error
         wrong = [k for k in options if stored.get(k) != options[k]]
         if wrong:
             raise ValueError(
