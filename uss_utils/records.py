@@ -255,8 +255,9 @@ def _has(rows: list[dict[str, Any]], path: str) -> bool:
 
 
 def _method(row: dict[str, Any]) -> str:
-    if row["name"] == row["method"]:
-        return row["method"]
+    # A variant's name may begin with the method's: "primaps on stego".
+    if row["name"].startswith(row["method"]):
+        return row["name"]
     return f"{row['method']}: {row['name']}"
 
 

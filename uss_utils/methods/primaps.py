@@ -14,9 +14,9 @@ step by labels of the evaluated split: the last step is reported.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from uss_utils.environment import generator
 from uss_utils.evaluation import fit_map
 from uss_utils.learning import Trained, Watch, plain
 from uss_utils.methods._primaps_cache import MaskCache
+from uss_utils.methods._primaps_config import PRESETS, Config
 from uss_utils.methods._primaps_data import (
     MaskedMaterial,
     Views,
@@ -53,11 +54,8 @@ from uss_utils.methods._primaps_masks import (
     refine_masks,
 )
 from uss_utils.methods._primaps_views import student_view
-from uss_utils.presets import presets
 from uss_utils.probes import ClusterProbe
-from uss_utils.protocol import EvalProtocol
 from uss_utils.readout import Readout, fit_linear
-from uss_utils.recipe import LearnedRecipe
 from uss_utils.schedules import EMA
 from uss_utils.segmenter import Segmenter
 from uss_utils.training import History, Step, fit
@@ -89,139 +87,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Config(LearnedRecipe):
-    """Settings of PriMaPs-EM; the defaults are the paper's.
-
-    Attributes:
-        base: file of a trained model whose code is grouped instead of the features.
-            Its cluster centres are then the start, without PCA and k-means.
-        split: fixed map of the features that are split into masks; None: the same as
-            ``standardise``, which is of the features that are grouped.
-        threshold: least cosine with the seed, inside a mask.
-        coverage: share of the patches after which no more masks are sought.
-        refine: sharpen the masks with the dense CRF.
-        start_steps: steps of cosine k-means before the EM, on plain views.
-        pca_images: random images whose principal directions start the k-means.
-        lr: Adam's rate for the prototypes.
-        gamma: power of the class weights (1 - share of the class).
-        every: steps between two moves of the slow prototypes.
-        momentum: largest decay of the slow prototypes.
-        ramp: begin with a running mean of the snapshots, as released; otherwise the
-            decay is constant.
-        augment: the M-step sees an augmented view.
-    """
-
-    chapter: ClassVar[int] = 7
-    batch_size: int = 32
-    base: str | Path | None = None
-    split: Literal["centre", "whiten", "none"] | None = None
-    threshold: float = 0.4
-    coverage: float = 0.95
-    refine: bool = True
-    start_steps: int = 184
-    pca_images: int = 93 * 32
-    lr: float = 5e-3
-    gamma: float = 2.0
-    every: int = 10
-    momentum: float = 0.98
-    ramp: bool = True
-    augment: bool = True
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            ValueError: a field does not fit.
-        """
-        super().__post_init__()
-        for name in ("threshold", "coverage", "momentum"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to lie in (0, 1]")
-        for name in ("start_steps", "pca_images", "every", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
-
-    def protocol(self) -> EvalProtocol:
-        """How models of these settings are scored: logits as they are (alpha 1)."""
-        return EvalProtocol(crf=self.crf, flip=self.flip, alpha=1.0)
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields that differ from the preset; of the base only the file's name."""
-        changed = super().overrides()
-        if "base" in changed:
-            changed["base"] = Path(changed["base"]).name
-        return changed
-
-
-def _published(dataset: str, backbone: str, epoch: int) -> Config:
-    """A cell of the paper's table: 2 epochs of k-means, 50 of EM."""
-    side = 322 if backbone.startswith("dinov2") else 320
-    return Config(
-        dataset=dataset,
-        backbone=backbone,
-        size=side,
-        eval_size=side,
-        resample="bilinear",
-        eval_resample="tensor",
-        start_steps=2 * epoch,
-        steps=50 * epoch,
-    )
-
-
-# Whole batches of 32 in one epoch of the training images.
-_EPOCHS = {"cityscapes27": 92, "cocostuff27": 1550, "potsdam3": 142}
-_BACKBONES = ("dino_vits8", "dino_vitb8", "dinov2_vits14", "dinov2_vitb14")
-# Suited to the tiny ViT: its patches are alike in a few directions, so masks are sought
-# in whitened features, where a higher threshold keeps them pure.
-_SMALL = {
-    "standardise": "centre",
-    "split": "whiten",
-    "threshold": 0.7,
-    "probes": "after",
-    "batch_size": 16,
-}
-
-PRESETS = presets(
-    smoke=Config(
-        **_SMALL | {"batch_size": 4},
-        n_train=16,
-        n_val=8,
-        start_steps=4,
-        steps=12,
-    ),
-    scenes=Config(**_SMALL, n_train=200, n_val=150, start_steps=150, steps=100),
-    scenes_aerial=Config(
-        **_SMALL,
-        dataset="scenes-aerial",
-        n_train=200,
-        n_val=150,
-        start_steps=150,
-        steps=100,
-    ),
-    camvid_tiny=Config(
-        **_SMALL | {"batch_size": 4},
-        dataset="camvid",
-        size=(240, 320),
-        start_steps=180,
-        steps=150,
-    ),
-    camvid_vits16=Config(
-        dataset="camvid",
-        size=(320, 416),
-        backbone="dino_vits16",
-        batch_size=16,
-        start_steps=2 * 22,
-        steps=50 * 22,
-    ),
-    **{
-        f"{dataset}_{backbone.removeprefix('dino_')}": _published(
-            dataset, backbone, epoch
-        )
-        for dataset, epoch in _EPOCHS.items()
-        for backbone in _BACKBONES
-    },
-)
+# What the models are called, in the order in which tables list them.
+NAMES = ("primaps' k-means", "primaps", "primaps, running")
 
 
 def prepare(
@@ -401,7 +268,7 @@ def train(
         return model.losses(teacher, student, batch["masks"], batch["label"])
 
     def current() -> Segmenter:
-        return _segmenter(cfg, material, model.slow, model.linear, "primaps")
+        return _segmenter(cfg, material, model.slow, model.linear, NAMES[1])
 
     if watch is not None and 0 in watch_at:
         watch(0, current())
@@ -418,7 +285,7 @@ def train(
         **_common(cfg, material, progress),
     )
     linear = _linear(cfg, material, model.linear)
-    parts = {"primaps": model.slow, "primaps, running": model.running}
+    parts = {NAMES[1]: model.slow, NAMES[2]: model.running}
     slow, running = (
         _named(material, _segmenter(cfg, material, head, linear, name))
         for name, head in parts.items()
@@ -441,7 +308,7 @@ def baseline(
     """
     readout, history = start(cfg, material, steps=cfg.steps, progress=progress)
     linear = _linear(cfg, material, readout.linear)
-    found = _segmenter(cfg, material, readout.cluster, linear, "primaps' k-means")
+    found = _segmenter(cfg, material, readout.cluster, linear, NAMES[0])
     return Trained(_named(material, found), history)
 
 
@@ -471,6 +338,7 @@ def _segmenter(
         material.dataset,
     )
     model.meta["name"] = f"{name}{on}"
+    model.meta["order"] += [1 if on else 0, NAMES.index(name)]
     return model.to(material.device)
 
 
