@@ -12,7 +12,10 @@ import numpy as np
 
 
 def mean_field(
-    image: np.ndarray, probabilities: np.ndarray, params: dict
+    image: np.ndarray,
+    probabilities: np.ndarray,
+    params: dict,
+    last_holds: int = 1,
 ) -> np.ndarray:
     """Dense CRF of one image by mean-field inference (Krahenbuhl & Koltun, 2011).
 
@@ -20,6 +23,9 @@ def mean_field(
         image: uint8 RGB, shape (H, W, 3).
         probabilities: float32, shape (K, H, W), summing to one over K.
         params: the fields of ``crf.CRFParams``.
+        last_holds: how many labels with the same probabilities the last one stands for.
+            They stay the same in every step, so one map of their sum is enough; of a
+            like neighbour each of them sees only its own share.
 
     Returns:
         Posterior Q, float32, shape (K, H, W).
@@ -30,8 +36,16 @@ def mean_field(
     crf = DenseCRF2D(width, height, classes)
     unary = -np.log(np.clip(probabilities, 1e-5, 1)).reshape(classes, -1)
     crf.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+
+    def compat(weight: float) -> float | np.ndarray:
+        if last_holds == 1:
+            return weight
+        diagonal = np.full(classes, -weight, dtype=np.float32)
+        diagonal[-1] /= last_holds
+        return diagonal
+
     crf.addPairwiseGaussian(
-        sxy=params["gaussian_sxy"], compat=params["gaussian_compat"]
+        sxy=params["gaussian_sxy"], compat=compat(params["gaussian_compat"])
     )
     # The library approximates the filter, differently for another channel order; the
     # published scores were made with blue first.
@@ -39,7 +53,7 @@ def mean_field(
         sxy=params["bilateral_sxy"],
         srgb=params["bilateral_srgb"],
         rgbim=np.ascontiguousarray(image[..., ::-1]),
-        compat=params["bilateral_compat"],
+        compat=compat(params["bilateral_compat"]),
     )
     posterior = crf.inference(params["iterations"])
     return np.array(posterior, dtype=np.float32).reshape(classes, height, width)
@@ -51,7 +65,8 @@ def sharpen_ids(
     """Label map along the image's edges, from a small map of ids.
 
     The unary is the one-hot of the ids after a log-softmax, which is flat: a label has
-    probability e / (e + count), every other one 1 / (e + count).
+    probability e / (e + count), every other one 1 / (e + count). Labels that do not
+    occur all behave alike: together they cost as much as one.
 
     Args:
         image: uint8 RGB, shape (H, W, 3).
@@ -63,15 +78,19 @@ def sharpen_ids(
         uint8, shape (H, W), values 0..count.
     """
     height, width = image.shape[:2]
-    solid = (ids == np.arange(count + 1)[:, None, None]).astype(np.float32)
-    logs = solid - np.float32(np.log(np.e + count))
+    found = np.unique(ids)
+    absent = count + 1 - len(found)
+    solid = (ids == found[:, None, None]).astype(np.float32)
     rows, columns = (
         interpolation(source, target)
         for source, target in zip(ids.shape, (height, width), strict=True)
     )
-    large = np.exp(rows @ logs @ columns.T)
+    large = np.exp(rows @ solid @ columns.T)
+    if absent:
+        large = np.concatenate([large, np.full((1, height, width), absent, "f4")])
     large /= large.sum(0)
-    return mean_field(image, large, params).argmax(0).astype(np.uint8)
+    posterior = mean_field(image, large, params, max(absent, 1))
+    return found[posterior[: len(found)].argmax(0)].astype(np.uint8)
 
 
 def interpolation(source: int, target: int) -> np.ndarray:
