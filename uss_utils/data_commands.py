@@ -28,26 +28,31 @@ def download(
     name: str,
     data_root: DataRoot = None,
     split: Annotated[
-        str | None, typer.Option(help="Only this split (cocostuff27): train or val.")
+        str | None,
+        typer.Option(help="Only this split (cocostuff27, voc): train, val, trainaug."),
     ] = None,
 ) -> None:
     """Fetch a data set that needs no login; a broken download is continued."""
     from uss_utils import datasets
     from uss_utils.datasets.coco_download import download_cocostuff
     from uss_utils.datasets.download import download_camvid
+    from uss_utils.datasets.voc_download import download_voc
 
-    if name == "cocostuff27":
-        typer.echo(f"ready: {download_cocostuff(data_root, split)}")
+    by_split = {"cocostuff27": download_cocostuff, "voc": download_voc}
+    if name in by_split:
+        typer.echo(f"ready: {by_split[name](data_root, split)}")
         return
     if split is not None:
-        raise ValueError(f"--split is for cocostuff27; {name} comes as a whole")
+        raise ValueError(
+            f"--split is for {' and '.join(by_split)}; {name} comes as a whole"
+        )
     if name == "camvid":
         typer.echo(f"ready: {download_camvid(data_root)}")
         return
     report = datasets.check(name, data_root)
     raise ValueError(
-        f"{name} is not downloaded by this command (camvid and cocostuff27 are): "
-        f"{report.step or report.place}. `data check {name}` shows what is there"
+        f"{name} is not downloaded by this command (camvid, {', '.join(by_split)} "
+        f"are): {report.step or report.place}. `data check {name}` shows what is there"
     )
 
 
@@ -86,11 +91,11 @@ def prepare(
     ] = None,
     resample: Annotated[
         str | None,
-        typer.Option(help="nearest, as STEGO does (default), bilinear, or tensor."),
+        typer.Option(help="nearest, as STEGO does (default), bilinear, tensor, cubic."),
     ] = None,
     k: Annotated[int, typer.Option(help="Length of a list, the image included.")] = 8,
     processes: Annotated[
-        int | None, typer.Option(help="For crops; one per core if not given.")
+        int | None, typer.Option(help="For files; one per core if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from uss_utils import backbones, datasets
-from uss_utils.datasets import SegmentationDataset, potsdam_tiles
+from uss_utils.datasets import SegmentationDataset, potsdam_tiles, sbd
 from uss_utils.datasets.crops import crops_folder, write_crops
 from uss_utils.environment import pick_device
 from uss_utils.neighbour_index import neighbour_index
@@ -31,9 +31,10 @@ def prepare(
 ) -> list[str]:
     """Prepare one split of a data set; what is there already is not made again.
 
-    Tiles are cut into patches where the set consists of tiles, then five crops are
-    stored, then the features of a backbone say which images look alike. Features that
-    are worth keeping stay in the feature cache, where training finds them.
+    Tiles are cut into patches where the set consists of tiles, SBD's labels are
+    converted for VOC's split trainaug, then five crops are stored, then the features of
+    a backbone say which images look alike. Features that are worth keeping stay in the
+    feature cache, where training finds them.
 
     Args:
         name: data set, see :func:`uss_utils.datasets.names`.
@@ -48,7 +49,7 @@ def prepare(
             stored sets.
         resample: how they get this size; None: "nearest" for stored sets.
         k: length of the lists, the image itself included.
-        processes: for patches and crops; None: one per core.
+        processes: for patches, labels and crops; None: one per core.
         device: of the backbone; "auto" picks.
         progress: show bars.
 
@@ -72,6 +73,9 @@ def prepare(
     done = []
     if name == "potsdam3-tiles":
         done += _patches(split, root, processes, progress)
+    if name == "voc" and split != "val":
+        needed = split == "trainaug" or not neighbours
+        done.append(_trainaug(root, needed, processes, progress))
     if crops:
         done.append(_crops(name, split, root, processes, progress))
     if neighbours:
@@ -98,6 +102,19 @@ def _patches(
         place = potsdam_tiles.cut_tiles(root, processes=processes, progress=progress)
         return [f"patches: {place}"]
     return ["patches: complete"]
+
+
+def _trainaug(
+    root: str | Path | None, needed: bool, processes: int | None, progress: bool
+) -> str:
+    """Make the labels of VOC's trainaug; without SBD that is an error if needed."""
+    try:
+        place = sbd.make_trainaug(root, processes=processes, progress=progress)
+    except FileNotFoundError as error:
+        if needed:
+            raise
+        return f"labels of trainaug: not made ({error})"
+    return f"labels of trainaug: {place}"
 
 
 def _crops(

@@ -1,4 +1,4 @@
-"""Small data sets in the true formats of COCO-Stuff, Cityscapes and Potsdam."""
+"""Small data sets in the true formats of COCO-Stuff, Cityscapes, Potsdam and VOC."""
 
 import numpy as np
 import scipy.io
@@ -93,3 +93,57 @@ def make_tiles(root, tiles, side=400, label_end="label"):
         folder = root / "5_Labels_all"
         write(folder / f"top_potsdam_{tile}_{label_end}.tif", label)
     return root
+
+
+VOC_IDS = {"train": ("2007_000032", "2008_000002"), "val": ("2007_000033",)}
+SBD_ONLY = ("2008_000003", "2010_000001")
+
+
+def voc_label(height=24, width=30, classes=(0, 15, 255, 20)):
+    """Quarters of the picture hold the given ids."""
+    return coco_label(height, width, classes)
+
+
+def write_palette(path, ids):
+    """A label as VOC stores it: ids with colours, which a reader has to ignore."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(ids, "P")
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    picture.save(path)
+
+
+def make_voc(root, layout="official", saliency=(), ids=VOC_IDS):
+    """PASCAL VOC in the official layout, or in that of MaskContrast's release."""
+    release = layout == "release"
+    lists = root / ("sets" if release else "ImageSets/Segmentation")
+    images = root / ("images" if release else "JPEGImages")
+    lists.mkdir(parents=True)
+    named = dict(ids, trainaug=ids["train"] + SBD_ONLY) if release else ids
+    for split, names in named.items():
+        (lists / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+    every = [*ids["train"], *ids["val"], *SBD_ONLY]
+    for i, name in enumerate(every):
+        write(images / f"{name}.jpg", noise(24, 30, 3, i))
+        if name not in SBD_ONLY:
+            write_palette(root / "SegmentationClass" / f"{name}.png", voc_label())
+        if release and name not in ids["val"]:
+            write(root / "SegmentationClassAug" / f"{name}.png", voc_label())
+    for kind in saliency:
+        for name in every[:2]:
+            mask = np.zeros((24, 30), np.uint8)
+            mask[4:12] = 255
+            write(root / f"saliency_{kind}_model" / f"{name}.png", mask)
+    return root
+
+
+def make_sbd(root, train=("2008_000002", *SBD_ONLY), val=VOC_IDS["val"], label=None):
+    """SBD's MATLAB files, of which VOC's val split is no part of trainaug."""
+    folder = root / "benchmark_RELEASE" / "dataset"
+    (folder / "cls").mkdir(parents=True)
+    for split, names in (("train", train), ("val", val)):
+        (folder / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
+        for name in names:
+            ids = voc_label(classes=(0, 3, 3, 12)) if label is None else label
+            held = {"Segmentation": ids, "CategoriesPresent": np.unique(ids)}
+            scipy.io.savemat(folder / "cls" / f"{name}.mat", {"GTcls": held})
+    return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from uss_utils.datasets import camvid, cityscapes, cocostuff, inventory, potsdam
+from uss_utils.datasets import camvid, cityscapes, cocostuff, inventory, potsdam, voc
 from uss_utils.datasets.base import SegmentationDataset, Subset
 from uss_utils.datasets.crops import FiveCrops
 from uss_utils.datasets.folder import FolderDataset
@@ -201,6 +201,16 @@ DATASETS: dict[str, DatasetInfo] = {
         options=("resample",),
         upright=False,
     ),
+    "voc": DatasetInfo(
+        description="PASCAL VOC 2012, photographs of 20 kinds of objects, 21 classes",
+        licence="images under the terms of Flickr; labels for research",
+        splits=tuple(voc.SPLITS),
+        classes=CLASS_NAMES["voc21"],
+        palette=palette("voc21"),
+        loader=_open_published(voc.Voc),
+        checker=inventory.check_voc,
+        options=("resample",),
+    ),
     "folder": DatasetInfo(
         description="your own images, labels optional",
         licence="yours",
@@ -255,7 +265,8 @@ def load(
         transform: geometry, instead of ``size``.
         **options: of the reader; None means its default. ``resample`` (stored sets):
             how ``size`` resizes images, "nearest" as STEGO and its successors do,
-            "bilinear" (antialiased, the default), or "tensor" as PriMaPs-EM evaluates
+            "bilinear" (antialiased, the default), "tensor" as PriMaPs-EM evaluates,
+            or "cubic" as MaskContrast evaluates
             (:class:`~uss_utils.datasets.transforms.Transform` describes them);
             ``crops="five"`` (cocostuff27, cityscapes27): the crops that ``data
             prepare`` stored, instead of the whole images; ``seed`` (generated sets);

@@ -131,20 +131,8 @@ def check_room(target: Path, parts: list[Part]) -> None:
         size * part.share_missing(target)
         for size, part in zip(sizes, parts, strict=True)
     )
-    cache = paths.cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
-    needed = {target: unpacked, cache: max(sizes)}
-    if target.stat().st_dev == cache.stat().st_dev:
-        needed = {target: unpacked + max(sizes)}
-    for place, size in needed.items():
-        free = shutil.disk_usage(place).free
-        if size > free:
-            raise OSError(
-                f"COCO-Stuff needs {size / 1e9:.1f} GB at {place}, where "
-                f"{free / 1e9:.1f} GB are free. Free some space, or set USS_DATA "
-                "(downloads) or --data-root (the set) to a larger disk; --split val "
-                "needs little"
-            )
+    hint = "; --split val needs little"
+    download.check_room("COCO-Stuff", target, max(sizes), unpacked, hint)
 
 
 def unpack(archive: Path, part: Part, target: Path, progress: bool = True) -> None:

@@ -88,6 +88,27 @@ REGISTRY: dict[str, Remote] = {
     ),
 }
 
+# The addresses and checksums that torchvision knows, too.
+_VOC_TERMS = "images under the terms of Flickr; labels for research"
+REGISTRY |= {
+    "voc2012": Remote(
+        file="VOCtrainval_11-May-2012.tar",
+        url="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        mirror="http://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
+        licence=_VOC_TERMS,
+        megabytes=2_000,
+        md5="6cd6e144f989b92b3379bac3b3de84fd",
+    ),
+    "sbd": Remote(
+        file="benchmark.tgz",
+        url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
+        "semantic_contours/benchmark.tgz",
+        licence=_VOC_TERMS,
+        megabytes=1_420,
+        md5="82b4d87ceb2ed10f6038a1cba92111cb",
+    ),
+}
+
 
 class DownloadError(OSError):
     """A download failed at every address; nothing half-finished is in use."""
@@ -193,6 +214,34 @@ def fetch(name: str) -> Path:
         f"(and that {folder} can be written) and run it again, or get the file by hand "
         f"and save it as {target}"
     )
+
+
+def check_room(what: str, target: Path, archive: float, files: float, hint: str = ""):
+    """Refuse to begin what the disk cannot hold: an archive, and all files.
+
+    Args:
+        what: the set, as the message calls it.
+        target: existing folder of the set.
+        archive: bytes in the cache of downloads, at most at a time.
+        files: bytes in the folder of the set.
+        hint: end of the message.
+
+    Raises:
+        OSError: naming what is needed and what is free.
+    """
+    cache = paths.cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    needed = {target: files, cache: archive}
+    if target.stat().st_dev == cache.stat().st_dev:
+        needed = {target: files + archive}
+    for place, size in needed.items():
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise OSError(
+                f"{what} needs {size / 1e9:.1f} GB at {place}, where {free / 1e9:.1f} "
+                "GB are free. Free some space, or set USS_DATA (downloads) or "
+                f"--data-root (the set) to a larger disk{hint}"
+            )
 
 
 def announce(name: str) -> str:

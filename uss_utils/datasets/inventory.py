@@ -16,6 +16,7 @@ from uss_utils.datasets import (
     potsdam,
     potsdam_tiles,
     roots,
+    voc,
 )
 from uss_utils.datasets.base import SegmentationDataset
 
@@ -245,6 +246,37 @@ def check_potsdam_tiles(root: str | Path | None = None) -> Report:
             counts.append(Count(f"tiles, {kind}s", n, len(potsdam_tiles.TILES)))
     step = potsdam.HOW_TILES
     return Report(potsdam.PotsdamTiles.NAME, str(place), tuple(counts), step=step)
+
+
+def check_voc(root: str | Path | None = None) -> Report:
+    """Count images, labels and lists of PASCAL VOC, and saliency masks if there are."""
+    try:
+        place = voc.find_root(root)
+    except FileNotFoundError:
+        place = roots.expected_root(root, voc.NAME)
+    folder = place / voc.layout_of(place).images
+    photographs, counts, problems = roots.written(folder, ".jpg"), [], []
+    for split, n in voc.SPLITS.items():
+        how = voc.FETCH if split == "trainaug" else ""
+        path = voc.list_file(place, split)
+        try:
+            listed = set(voc.read_list(path)) if path.is_file() else set()
+        except ValueError as error:
+            listed, problems = set(), [*problems, str(error)]
+        labels = roots.written(place / voc.label_folder(split), ".png")
+        for kind, found in (("images", photographs), ("labels", labels)):
+            counts.append(Count(f"{split} {kind}", len(found & listed), n, how))
+        if listed:
+            problems += _sampled_problems(voc.Voc, [split], place)
+    for kind in voc.SALIENCY:
+        masks = roots.written(voc.saliency_folder(place, kind), ".png")
+        if masks:
+            counts.append(Count(f"{kind} saliency masks", len(masks)))
+    step = (
+        f"`{voc.FETCH}` (3.4 GB, no login; with `--split val` 2 GB), or name the "
+        "folder that holds VOCdevkit/ with --data-root"
+    )
+    return Report(voc.NAME, str(place), tuple(counts), tuple(problems), step)
 
 
 def check_folder(root: str | Path | None = None) -> Report:
