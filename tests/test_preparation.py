@@ -122,7 +122,7 @@ def test_generated_sets_keep_their_own_size(tmp_path, monkeypatch):
         ({"split": "val"}, FileNotFoundError, "no frames of val.*needs a login"),
         ({"k": 21}, ValueError, r"cannot list 21 nearest of 20 images; .* 1\.\.20"),
         ({"backbone": "vit_huge"}, ValueError, "vit_huge"),
-        ({"resample": "cubic"}, ValueError, "unknown resampling 'cubic'"),
+        ({"resample": "lanczos"}, ValueError, "unknown resampling 'lanczos'"),
         ({"size": 20}, ValueError, "does not divide into patches of 8"),
         (
             {"name": "potsdam3", "crops": True},

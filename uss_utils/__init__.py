@@ -9,14 +9,16 @@ Data
       base, files     what every data set offers; sets made of image and label files
       scenes          generated streets and aerial views, drawn by the _ modules
       camvid, folder  CamVid's photographs; a folder of your own, labels optional
-      cocostuff, cityscapes, potsdam   the benchmarks
+      cocostuff, cityscapes, potsdam, voc   the benchmarks
       potsdam_tiles   cutting Potsdam's tiles into patches, split by tile
+      sbd             SBD's labels for VOC's split trainaug
       crops           five stored crops per image: writing and reading them
       roots           where a stored set lies; processes: many files over the cores
       labels          label maps, class names, palettes
       transforms      resizing, cropping, normalising, and back
+      turning         turning and zooming an image with its label
       inventory       what of a set is there, what is missing, the next step
-      download        fetching public sets; coco_download: COCO-Stuff, part by part
+      download        fetching public sets; coco_download, voc_download: these two
     pictures        any picture of a user as RGB, and the size to work at
     batches         shuffled batches for training, ordered ones for the rest
     sampling        random patches and pixels of features and labels
@@ -24,10 +26,12 @@ Data
 
 Backbone and features
     backbones *     load(name): a frozen network, image to feat
-      frozen          what each of them promises; the controls "colour" and "row"
+      frozen          what each of them promises; the controls that learn nothing
       vit             vision transformers: one pass, many outputs
       last_block      the last block taken off, to be trained
       vit_weights     their weight files, checked; the model hub
+    resnets         ResNets at stride 8, to be trained: ImageNet's or MoCo's weights
+    pixel_embedder  a network that embeds every pixel; its form as a head
     features *      extract, FeatureCache, sample_at, correspondence_heatmap
       extraction      the loop over the images
       feature_cache   features on disk, fp16, memory-mapped, never stale

@@ -27,7 +27,7 @@ class Recipe(PresetConfig):
         size: of the training images, as in :func:`uss_utils.datasets.load`.
         eval_size: of the evaluated images; None: as ``size``.
         resample: how stored images are resized: "nearest", as STEGO and its successors
-            do, or "bilinear" (antialiased), or "tensor", see
+            do, or "bilinear" (antialiased), or "tensor" or "cubic", see
             :class:`~uss_utils.datasets.transforms.Transform`; None: what the reader
             prefers.
         eval_resample: how evaluated images are resized; None: as ``resample``.
@@ -50,8 +50,8 @@ class Recipe(PresetConfig):
     dataset: str = "scenes"
     size: int | tuple[int, int] | None = None
     eval_size: int | tuple[int, int] | None = None
-    resample: Literal["nearest", "bilinear", "tensor"] | None = None
-    eval_resample: Literal["nearest", "bilinear", "tensor"] | None = None
+    resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
+    eval_resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
     crops: Literal["five"] | None = None
     n_train: int | None = None
     n_val: int | None = None

@@ -7,12 +7,14 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 
 from uss_utils.datasets.transforms import (
+    RESAMPLES,
     Transform,
     denormalise,
     five_crops,
     floor_indices,
     nearest_indices,
     normalise,
+    resize_cubic,
     resize_to_patch,
     to_uint8,
 )
@@ -128,6 +130,28 @@ def test_tensor_resizing_takes_other_label_pixels_and_gives_no_bytes():
     assert torch.equal(transform(image)[0], Transform.sane(4)(image)[0])
 
 
+@pytest.mark.parametrize("kind", ["center", "resize"])
+def test_cubic_resizing_gives_bytes_and_floor_rule_labels(kind):
+    image, label = photo(30, 41), ids(30, 41)
+    cubic, tensor = (Transform(kind, 24, rule) for rule in ("cubic", "tensor"))
+    out, out_label = cubic(image, label)
+    assert torch.equal(out, normalise(cubic.apply_image(image)))
+    assert torch.equal(out_label, tensor(image, label)[1])
+    assert not torch.equal(out, tensor(image)[0])
+
+
+def test_cubic_resizing_overshoots_only_to_the_ends_of_the_scale():
+    edge = np.zeros((4, 16, 3), np.uint8)
+    edge[:, 8:] = 255
+    out = resize_cubic(edge, (4, 40))
+    assert out.dtype == np.uint8 and out.min() == 0 and out.max() == 255
+    assert (np.diff(out[0, :, 0].astype(int)) >= 0).all()  # clamped, not wrapped
+    soft = np.full((4, 16, 3), 100, np.uint8)
+    soft[:, 8:] = 150
+    assert resize_cubic(soft, (4, 40)).min() < 100
+    assert np.array_equal(resize_cubic(soft, (4, 16)), soft)
+
+
 def test_none_keeps_everything():
     image, label = photo(5, 9), ids(5, 9)
     out, out_label = Transform()(image, label)
@@ -154,9 +178,9 @@ def test_presets_and_descriptions():
         Transform(kind, size, resample).describe()
         for kind in ("center", "resize")
         for size in (32, (32, 64))
-        for resample in ("nearest", "bilinear", "tensor")
+        for resample in RESAMPLES
     }
-    assert len(lines) == 12
+    assert len(lines) == 16
     assert Transform().describe() == "as stored"
 
 
@@ -164,7 +188,10 @@ def test_presets_and_descriptions():
     ("arguments", "message"),
     [
         (("centre", 32), "unknown transform 'centre'; known: none, center, resize"),
-        (("center", 32, "cubic"), "unknown resampling 'cubic'; known: nearest, bil"),
+        (
+            ("center", 32, "lanczos"),
+            "unknown resampling 'lanczos'; known: nearest, bil",
+        ),
         (("center",), "'center' needs a size of at least 1 pixel"),
         (("resize", 0), "'resize' needs a size of at least 1 pixel"),
         (("resize", (3, 4, 5)), "one number or \\(H, W\\); got"),

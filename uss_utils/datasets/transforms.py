@@ -2,8 +2,8 @@
 
 One rule for labels almost everywhere: nearest neighbour as Pillow does it. Images may
 be resized the same way (what the STEGO family of papers does) or by antialiased
-bilinear interpolation (what one would choose today). PriMaPs-EM evaluates with a third
-pair of rules, those of tensors: see :class:`Transform`.
+bilinear interpolation (what one would choose today). PriMaPs-EM and MaskContrast
+evaluate with pairs of rules of their own: see :class:`Transform`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,12 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KINDS = ("none", "center", "resize")
-RESAMPLES = ("nearest", "bilinear", "tensor")
+RESAMPLES = ("nearest", "bilinear", "tensor", "cubic")
+# Those that take label pixels by the floor rule, and what they do to images.
+_FLOOR_RULE = {
+    "tensor": "bilinear images without antialiasing",
+    "cubic": "cubic images without antialiasing",
+}
 
 
 def _channel(values: tuple[float, ...], like: Tensor) -> Tensor:
@@ -131,6 +136,21 @@ def floor_indices(source: int, target: int) -> np.ndarray:
     return indices
 
 
+def resize_cubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cubic resizing (a = -0.75) between neighbours, without antialiasing.
+
+    Args:
+        image: uint8, shape (H, W, C).
+        size: (height, width) of the result.
+
+    Returns:
+        uint8, shape (height, width, C), rounded and clamped.
+    """
+    channels = torch.tensor(image).movedim(-1, 0)[None].float()
+    new = F.interpolate(channels, size, mode="bicubic")[0].round_().clamp_(0, 255)
+    return new.to(torch.uint8).movedim(0, -1).numpy()
+
+
 def _centre_offset(length: int, crop: int) -> int:
     # Python's round: halves go to the even neighbour, as in torchvision.
     return round((length - crop) / 2)
@@ -156,10 +176,12 @@ class Transform:
         kind: "none" keeps the pixels as they are; "center" scales the image until it
             just covers ``size`` and cuts the centre; "resize" squeezes it to ``size``.
         size: output (H, W), or one number for a square; None only for "none".
-        resample: how images are resized, "bilinear" (antialiased), "nearest", or
+        resample: how images are resized, "bilinear" (antialiased), "nearest",
             "tensor": bilinear between neighbours without antialiasing, never rounded
-            back to bytes. Labels are always resized by nearest neighbour: Pillow's,
-            or with "tensor" torch's, which takes the pixel at floor(i in / out).
+            back to bytes, or "cubic": cubic (a = -0.75) between neighbours without
+            antialiasing, rounded and clamped to bytes, as MaskContrast evaluates.
+            Labels are always resized by nearest neighbour: Pillow's, or with "tensor"
+            and "cubic" torch's, which takes the pixel at floor(i in / out).
     """
 
     kind: str = "none"
@@ -207,8 +229,8 @@ class Transform:
         height, width = self.size
         verb = "centre crop" if self.kind == "center" else "resize"
         rules = f"{self.resample} images, nearest labels"
-        if self.resample == "tensor":
-            rules = "bilinear images without antialiasing, floor-rule nearest labels"
+        if self.resample in _FLOOR_RULE:
+            rules = f"{_FLOOR_RULE[self.resample]}, floor-rule nearest labels"
         return f"{verb} {height}x{width}, {rules}"
 
     def plan(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
@@ -246,9 +268,11 @@ class Transform:
                 "resampling 'tensor' gives no bytes; call the transform itself, or use "
                 "'bilinear'"
             )
-        resized = Image.fromarray(image).resize(
-            (new_w, new_h), Image.Resampling.BILINEAR
-        )
+        if self.resample == "cubic":
+            resized = resize_cubic(image, (new_h, new_w))
+        else:
+            picture = Image.fromarray(image)
+            resized = picture.resize((new_w, new_h), Image.Resampling.BILINEAR)
         return np.asarray(resized)[top : top + out_h, left : left + out_w]
 
     def _normalised(self, image: np.ndarray) -> Tensor:
@@ -262,8 +286,8 @@ class Transform:
 
     def apply_label(self, label: np.ndarray) -> np.ndarray:
         """Resize and crop a label map or mask, (H, W) of any integer or bool type."""
-        tensor = self.resample == "tensor"
-        return self._gather(label, floor_indices if tensor else nearest_indices)
+        floor = self.resample in _FLOOR_RULE
+        return self._gather(label, floor_indices if floor else nearest_indices)
 
     def _gather(
         self, array: np.ndarray, rule: Callable[[int, int], np.ndarray]
