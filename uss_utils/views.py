@@ -66,6 +66,45 @@ def draw_boxes(
     return boxes[0], boxes[1]
 
 
+def draw_resized_crops(
+    sizes: Tensor,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """A box of random area, shape and place per image, as random resized crops use.
+
+    Ten candidates are drawn per image and the first that fits is taken; where none
+    does, the largest central box whose shape is in range.
+
+    Args:
+        sizes: height and width of every image in pixels, (B, 2).
+        generator: source of the draws.
+        scale: range of a box's share of the image's area.
+        ratio: range of width / height, uniform in its logarithm.
+
+    Returns:
+        int64, shape (B, 4): top, left, height, width in pixels.
+    """
+    n, tries = len(sizes), 10
+    height, width = (side[:, None] for side in sizes.double().T)
+    area = height * width * _uniform((n, tries), *scale, generator)
+    shape = _uniform((n, tries), *map(math.log, ratio), generator).exp()
+    w, h = ((area * x).sqrt().round() for x in (shape, 1 / shape))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    # The largest box comes last, so that argmax falls back on it.
+    w = torch.cat([w, torch.minimum(width, (height * ratio[1]).round())], 1)
+    h = torch.cat([h, torch.minimum(height, (width / ratio[0]).round())], 1)
+    fits = torch.cat([fits, torch.ones(n, 1, dtype=torch.bool)], 1)
+    chosen = fits.int().argmax(1, keepdim=True)
+    h, w = h.gather(1, chosen), w.gather(1, chosen)
+    room = torch.cat([height - h, width - w], 1)
+    corner = (torch.rand(n, 2, generator=generator) * (room + 1)).floor()
+    corner = torch.where(chosen == tries, (room / 2).floor(), corner.minimum(room))
+    return torch.cat([corner, h, w], 1).long()
+
+
 def crop(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut boxes out of images and resize them bilinearly.
 
@@ -97,6 +136,17 @@ def _mirrored(centre: Tensor, flip: Tensor) -> Tensor:
     return torch.where(flip, 1 - centre, centre.expand(2, flip.shape[1], -1))
 
 
+def hue_turn(angle: Tensor) -> Tensor:
+    """Matrices (n, 3, 3) that turn colours about the axis of greys.
+
+    Args:
+        angle: radians, shape (n, 1, 1).
+    """
+    # k is the cross-product matrix of (1, 1, 1) / sqrt 3.
+    k = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return torch.eye(3) + angle.sin() * k + (1 - angle.cos()) * (k @ k)
+
+
 def colour_matrices(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random photometric change per image, as one affine map of RGB in [0, 1].
 
@@ -113,10 +163,7 @@ def colour_matrices(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
     angle = angle * (torch.rand(n, 1, 1, generator=generator) < 0.8)
     saturation = _uniform((n, 1, 1), 0.4, 1.4, generator)
     saturation = saturation * (torch.rand(n, 1, 1, generator=generator) >= 0.15)
-    # Rotation about the grey diagonal: k is the cross-product matrix of (1,1,1)/sqrt 3.
-    k = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    turn = torch.eye(3) + angle.sin() * k + (1 - angle.cos()) * (k @ k)
-    chroma = turn @ (torch.eye(3) - to_grey)
+    chroma = hue_turn(angle) @ (torch.eye(3) - to_grey)
     gain = _uniform((n, 3, 1), 0.85, 1.15, generator)
     contrast = _uniform((n, 1, 1), 0.6, 1.4, generator)
     matrix = contrast * gain * (to_grey + saturation * chroma)

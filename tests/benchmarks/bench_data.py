@@ -1,4 +1,4 @@
-"""Speed and memory of preparing data: label maps, five crops, neighbour lists.
+"""Speed and memory of data: label maps, crops, views, neighbour lists.
 
 Run: ``python tests/benchmarks/bench_data.py`` on an otherwise idle machine. With
 ``--large`` also the neighbour lists of all crops of COCO-Stuff, some ten minutes.
@@ -14,10 +14,15 @@ import torch
 from PIL import Image
 from timing import cpu_seconds, show
 
+from uss_utils import datasets
 from uss_utils.datasets import crops
 from uss_utils.datasets.cityscapes import Cityscapes
 from uss_utils.datasets.labels import remap
+from uss_utils.datasets.transforms import Transform
+from uss_utils.datasets.turning import random_turn
 from uss_utils.environment import generator, peak_memory_mb
+from uss_utils.methods._maskcontrast_batches import TwoViewBatches
+from uss_utils.methods._maskcontrast_data import TwoViewDataset
 from uss_utils.neighbours import nearest, nearest_batches
 
 
@@ -62,6 +67,31 @@ def five_crops() -> None:
         show("20 labels alone", cpu_seconds(lambda: stored.labels(rows), 3))
 
 
+def pairs_of_views() -> None:
+    """MaskContrast's pairs of 32 scenes, 128 x 128 pixels, and of larger images."""
+    scenes = datasets.load("scenes", "train", limit=64)
+    masks = [scenes.instances(i) for i in range(len(scenes))]
+    rows, source = torch.arange(32), generator(0)
+    fast = TwoViewBatches(scenes, masks)
+    show(
+        "32 pairs of views, in memory",
+        cpu_seconds(lambda: fast.draw(rows, source)),
+        0.06,
+    )
+    slow = TwoViewDataset(scenes, masks, size=128, threads=1)
+    show("the same one by one", cpu_seconds(lambda: slow.draw(rows, source), 3))
+
+
+def probe_geometry() -> None:
+    """What a linear probe of MaskContrast sees: turned, then squeezed to 512 x 512."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    label = rng.integers(0, 21, (375, 500))
+    squeeze, source = Transform("resize", 512, "cubic"), generator(0)
+    show("squeezed to 512x512", cpu_seconds(lambda: squeeze(image, label)))
+    show("turned and zoomed", cpu_seconds(lambda: random_turn(image, label, source)))
+
+
 def descriptors(n: int) -> torch.Tensor:
     """Random directions; made in place, so that the peak of memory tells something."""
     rows = torch.randn(n, 384, generator=generator(0))
@@ -95,6 +125,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     label_maps()
     five_crops()
+    pairs_of_views()
+    probe_geometry()
     neighbours()
     if "--large" in sys.argv:
         many_neighbours()
