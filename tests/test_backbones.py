@@ -265,7 +265,9 @@ def test_controls():
     assert row[1, 0].tolist() == [[0.25] * 3, [0.75] * 3]
     with pytest.raises(ValueError, match="'row' has no layers, attention, keys"):
         load("row")(images, cls=True)
-    with pytest.raises(ValueError, match="unknown control 'hue'; known: colour, row"):
+    assert torch.equal(load("pixels").features(images), images)
+    known = "known: pixels, colour, row"
+    with pytest.raises(ValueError, match=f"unknown control 'hue'; {known}"):
         Control("hue")
 
 

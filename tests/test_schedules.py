@@ -10,6 +10,7 @@ from uss_utils.schedules import (
     cosine_ramp,
     cosine_schedule,
     poly_schedule,
+    step_schedule,
 )
 
 
@@ -52,6 +53,14 @@ def test_poly_per_step_and_per_epoch():
     assert values(poly_schedule(1, every=2), 5) == pytest.approx([1, 1, 0.6, 0.6, 0.2])
     with pytest.raises(ValueError, match="every has to be at least 1"):
         poly_schedule(every=0)
+
+
+def test_step_drops_after_its_milestones():
+    assert values(step_schedule([1, 3], 0.5), 6) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert values(step_schedule([0], 0.1, every=2), 4) == [1, 1, 0.1, 0.1]
+    assert values(step_schedule([]), 3) == [1, 1, 1]
+    with pytest.raises(ValueError, match="every has to be at least 1"):
+        step_schedule([1], every=0)
 
 
 def test_ramp_ends_at_its_end():

@@ -1,8 +1,9 @@
 """Frozen backbones by name: the course's tiny ViT, DINO, DINOv2, any plain timm ViT.
 
 Every backbone turns ``image (B,3,H,W)`` into ``feat (B,C,h,w)`` behind one interface
-(:class:`~uss_utils.frozen.Frozen`). Two controls that learn nothing, "colour" and
-"row", stand behind the same interface, so that a comparison is one code path.
+(:class:`~uss_utils.frozen.Frozen`). Controls that learn nothing, "colour" and "row",
+stand behind the same interface, so that a comparison is one code path; so does
+"pixels", the image itself, for heads that are whole networks.
 """
 
 import difflib
@@ -93,7 +94,7 @@ def load(
         name: "vit_tiny_scenes" (the weights that ship with the course), "vit_tiny" (the
             same architecture with your ``weights``), "vit_tiny_random" (untrained),
             "dino_vits8", "dinov2_vitb14_reg", ... (see :func:`names`), the name of any
-            plain ViT in timm, or one of the controls "colour" and "row".
+            plain ViT in timm, or "colour", "row" or "pixels".
         weights: your own file for this model (``.safetensors``, or an official
             ``.pth``); None takes the shipped file, timm's cache, or the model hub.
         position: resampling of a learned position table at other image sizes,

@@ -1,4 +1,4 @@
-"""What every frozen backbone promises, and the two controls that learn nothing."""
+"""What every frozen backbone promises, and the controls that learn nothing."""
 
 import hashlib
 from collections.abc import Sequence
@@ -101,13 +101,14 @@ class Control(Frozen):
     Args:
         name: "colour": the pixels themselves, RGB in [0, 1] (patch 1, C = 3). "row":
             the height in the image, (y + 0.5) / h per patch row, in (0, 1) (patch 8,
-            C = 1): what the layout alone gives away.
+            C = 1): what the layout alone gives away. "pixels": the normalised image
+            as it is (patch 1, C = 3), for heads that are whole networks.
 
     Raises:
         ValueError: another name.
     """
 
-    PATCH = {"colour": 1, "row": 8}
+    PATCH = {"pixels": 1, "colour": 1, "row": 8}
 
     def __init__(self, name: str):
         super().__init__()
@@ -116,7 +117,7 @@ class Control(Frozen):
                 f"unknown control {name!r}; known: {', '.join(self.PATCH)}"
             )
         self.name, self.patch = name, self.PATCH[name]
-        self.dim = 3 if name == "colour" else 1
+        self.dim = 1 if name == "row" else 3
         self.eval()
 
     @torch.no_grad()
@@ -141,6 +142,8 @@ class Control(Frozen):
                 f"the control {self.name!r} has no layers, attention, keys or class "
                 "token; ask a ViT for them"
             )
+        if self.name == "pixels":
+            return BackboneOutput(feat=images.float())
         if self.name == "colour":
             return BackboneOutput(feat=denormalise(images.float()))
         rows = (torch.arange(h, device=images.device) + 0.5) / h

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from uss_utils.last_block import BlockHead
 from uss_utils.pca import PCA
+from uss_utils.pixel_embedder import EmbedderHead
 
 
 def channel_dropout(
@@ -189,6 +190,10 @@ class Chain(nn.Module):
         """(B, C, h, w) -> (B, D, h, w)."""
         return self.then(self.first(feat))
 
+    def maps(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding and saliency, where the second map is an :class:`EmbedderHead`."""
+        return self.then.maps(self.first(feat))
+
     def config(self) -> dict:
         """What :func:`from_config` needs; the values come with the state dict."""
         parts = {"first": self.first.config(), "then": self.then.config()}
@@ -231,13 +236,15 @@ def _empty_standardise(in_dim: int, dim: int | None) -> Standardise:
 
 
 HEADS: dict[str, type[nn.Module]] = {
-    head.kind: head for head in (SegmentationHead, Standardise, Chain, BlockHead)
+    head.kind: head
+    for head in (SegmentationHead, Standardise, Chain, BlockHead, EmbedderHead)
 }
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     SegmentationHead.kind: SegmentationHead,
     Standardise.kind: _empty_standardise,
     Chain.kind: _empty_chain,
     BlockHead.kind: BlockHead,
+    EmbedderHead.kind: EmbedderHead.empty,
 }
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,29 @@ def poly_schedule(power: float = 0.9, every: int = 1) -> Schedule:
     if every < 1:
         raise ValueError(f"every has to be at least 1, got {every}")
     return lambda step, total: (1 - step // every * every / total) ** power
+
+
+def step_schedule(
+    milestones: Sequence[int], decay: float = 0.1, every: int = 1
+) -> Schedule:
+    """Constant but for drops: the factor is decay^n once n milestones are passed.
+
+    A milestone is passed when the step (rounded down to a multiple of ``every``) is
+    larger: with epochs and a milestone of 25, epoch 26 (from 0) is the first reduced.
+
+    Args:
+        milestones: in units of ``every`` steps.
+        decay: factor per milestone.
+        every: steps per unit, such as the length of an epoch.
+
+    Raises:
+        ValueError: ``every`` is below 1.
+    """
+    if every < 1:
+        raise ValueError(f"every has to be at least 1, got {every}")
+    return lambda step, total: (
+        decay ** sum(step // every > milestone for milestone in milestones)
+    )
 
 
 def cosine_ramp(start: float, end: float = 1.0) -> Schedule:

@@ -33,6 +33,7 @@ from uss_utils.schedules import (
     cosine_ramp,
     cosine_schedule,
     poly_schedule,
+    step_schedule,
 )
 from uss_utils.update import Step, Update
 
@@ -47,6 +48,7 @@ __all__ = [
     "cosine_schedule",
     "fit",
     "poly_schedule",
+    "step_schedule",
 ]
 
 

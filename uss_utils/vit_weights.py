@@ -48,7 +48,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is not a readable safetensors file ({error}); it may be cut "
                 "short: fetch it again"
             ) from error
-    if path.suffix not in (".pth", ".pt"):
+    if not path.name.endswith((".pth", ".pt", ".pth.tar")):
         raise ValueError(
             f"{path}: weights are read from .safetensors, .pth or .pt files"
         )
@@ -104,7 +104,22 @@ def fit(vit: nn.Module, state: dict[str, Tensor], source: str, name: str) -> Non
     module = eva if isinstance(vit, eva.Eva) else vision_transformer
     state = module.checkpoint_filter_fn(dict(state), vit)
     state = {k: v.float() for k, v in state.items() if not k.startswith(SPARE)}
-    own = vit.state_dict()
+    fill(vit, state, source, name)
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Put weights into any model; nothing may be missing or left over.
+
+    Args:
+        model: the model to fill.
+        state: the model's own parameter names.
+        source: where they came from, for messages.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: weights of another model, or weights with NaN.
+    """
+    own = model.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in state]
     wrong += [f"{k} is unknown" for k in state if k not in own]
     wrong += [
@@ -120,7 +135,7 @@ def fit(vit: nn.Module, state: dict[str, Tensor], source: str, name: str) -> Non
     bad = [k for k, v in state.items() if not bool(torch.isfinite(v).all())]
     if bad:
         raise ValueError(f"{source}: {bad[0]} contains NaN or infinite values")
-    vit.load_state_dict(state)
+    model.load_state_dict(state)
 
 
 def _check_geometry(vit: nn.Module, state: dict, source: str, name: str) -> None:
@@ -143,12 +158,14 @@ def _check_geometry(vit: nn.Module, state: dict, source: str, name: str) -> None
         )
 
 
-def hub_file(repo: str, name: str) -> Path:
+def hub_file(repo: str, name: str, advice: str | None = None) -> Path:
     """Weight file of a timm model: from the local cache, else from the hub.
 
     Args:
         repo: repository on the hub, such as ``timm/vit_small_patch8_224.dino``.
         name: name of the backbone, for messages.
+        advice: end of the message: how a downloaded file is given, and what works
+            without; None: that of :func:`uss_utils.backbones.load`.
 
     Raises:
         ConnectionError: not in the cache, and the hub cannot be reached or refuses.
@@ -164,11 +181,14 @@ def hub_file(repo: str, name: str) -> Path:
             return Path(hf_hub_download(repo, HUB_FILE))
         except Exception as error:  # noqa: BLE001 - the client raises many kinds
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    advice = advice or (
+        f'load("{name}", weights="{HUB_FILE}"). Without network, "vit_tiny_scenes" '
+        "works"
+    )
     raise ConnectionError(
         f"the weights of {name} are not on this machine and could not be fetched "
         f"({reason}). Download {HUB_FILE} from {constants.ENDPOINT}/{repo} where there "
-        f'is a network, and give its place: load("{name}", weights="{HUB_FILE}"). '
-        'Without network, "vit_tiny_scenes" works'
+        f"is a network, and give its place: {advice}"
     )
 
 
