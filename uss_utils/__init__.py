@@ -17,6 +17,7 @@ Data
       labels          label maps, class names, palettes
       transforms      resizing, cropping, normalising, and back
       turning         turning and zooming an image with its label
+      objects         any set with all but chosen classes as background
       inventory       what of a set is there, what is missing, the next step
       download        fetching public sets; coco_download, voc_download: these two
     pictures        any picture of a user as RGB, and the size to work at
@@ -51,14 +52,24 @@ Grouping
     rows            checks and slices of feature vectors
     positives       patches more alike than a reference pool; the loss on them
     contrast        contrastive loss over a whole batch, one image's rows at a time
+    segments *      objects: one embedding each, clusters, retrieval from a memory
+      segment_maps    their prototypes, and maps painted from them
     local_attention  neighbours weighed by attention, mixed into a code
     photometric     an image in other colours
+    saliency *      object masks from features, nothing trained
+      normalised_cut  the graph of patches and its second eigenvector
+      saliency_head   a head that learns such masks; their balanced loss
+      mask_cleaning   the CRF along their edges, specks dropped
 
 Evaluation
     evaluation *    evaluate(): one protocol, one record for every method
       protocol        its switches
       counting        one pass over the data
       scoring         counts to scores, the parts of a record
+      scored_batches  labels at the size they are stored in
+    segment_evaluation *  objects scored: k-means, retrieval
+      segment_tables  one pass over the data; the switches
+    linear_classifier *  a linear probe by SGD on augmented images
     metrics *       confusion, matching, IoU
     crf             dense CRF, over the processes of _crf_worker
     similarity *    how well features keep classes apart, nothing fitted
