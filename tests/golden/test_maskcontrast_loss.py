@@ -10,8 +10,8 @@ from uss_utils.methods._maskcontrast_loss import (
     object_prototypes,
     pixel_object_logits,
 )
-from uss_utils.methods._maskcontrast_network import balanced_bce
 from uss_utils.methods._maskcontrast_queue import PrototypeQueue
+from uss_utils.saliency_head import balanced_bce
 from uss_utils.schedules import poly_schedule, step_schedule
 
 pytestmark = pytest.mark.golden

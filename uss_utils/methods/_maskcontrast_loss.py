@@ -294,17 +294,6 @@ def shrink_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(shares, size).argmax(1)
 
 
-def balanced_bce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy in which the rarer of object and background weighs more.
-
-    Local until the shared one lands.
-    """
-    target = masks.to(logits)
-    others = 1 - target.mean()
-    positive = others * target * F.softplus(-logits)
-    return (positive + (1 - others) * (1 - target) * F.softplus(logits)).mean()
-
-
 def _check_step(
     query: Tensor, masks: Tensor, prototypes: Tensor, queue: Tensor, temperature: float
 ) -> tuple[Tensor, int]:

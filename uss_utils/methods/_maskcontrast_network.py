@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from uss_utils.methods._maskcontrast_loss import (
-    balanced_bce,
     contrast_and_accuracy,
     object_prototypes,
     shrink_masks,
 )
 from uss_utils.methods._maskcontrast_queue import PrototypeQueue
 from uss_utils.pixel_embedder import PixelEmbedder
+from uss_utils.saliency_head import balanced_bce
 
 
 class MaskContrast(nn.Module):
