@@ -1,6 +1,7 @@
 """Confusion counts, matchings and scores."""
 
 import itertools
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,13 @@ import pytest
 import torch
 
 from uss_utils.environment import generator
-from uss_utils.metrics import Confusion, Matching, miou_per_image
+from uss_utils.metrics import (
+    Confusion,
+    Matching,
+    miou_per_image,
+    mutual_information,
+    rand_index,
+)
 
 
 def draw(n_clusters, n_classes, shape=(3, 16, 16), seed=0, ignored=True):
@@ -120,6 +127,88 @@ def test_majority_maps_many_to_one_and_leaves_empty_clusters():
     # The cluster without pixels adds an empty row, which no mean may notice.
     assert scores.histogram.tolist() == [[11, 3, 0], [1, 3, 0], [0, 0, 0]]
     assert scores.miou == scores.miou_classes
+
+
+def test_iou_matrix_by_its_definition():
+    pred, label = draw(6, 4)
+    label[label == 2] = -1  # an absent class, and below an absent cluster
+    pred[pred == 5] = 1
+    found = Confusion.of(pred, label, 4, 2).iou_matrix()
+    seen = label >= 0
+    for p, c in itertools.product(range(6), range(4)):
+        both = ((pred == p) & (label == c)).sum()
+        either = (((pred == p) & seen) | (label == c)).sum()
+        assert found[p, c].item() == pytest.approx((both / either.clamp(min=1)).item())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("extra", [-1, 0, 2])
+def test_matching_by_iou_is_the_best_of_all_assignments(seed, extra):
+    pred, label = draw(3 + extra, 3, seed=seed)
+    confusion = Confusion.of(pred, label, 3, extra)
+    iou = confusion.iou_matrix()
+    if extra < 0:
+        iou = iou.T
+    best = max(
+        sum(float(iou[p, c]) for c, p in enumerate(rows))
+        for rows in itertools.permutations(range(len(iou)), iou.shape[1])
+    )
+    matching = confusion.match("hungarian-iou")
+    found = confusion.iou_matrix()[matching.row, matching.col].sum()
+    assert float(found) == pytest.approx(best)
+
+
+def test_matchings_by_pixels_and_by_iou_differ():
+    # 132 right pixels against 130, but IoUs of 0.649 against 0.652 in all.
+    confusion = Confusion.from_matrix(torch.tensor([[50, 92], [40, 80]]))
+    assert confusion.match("hungarian").cluster_to_class.tolist() == [1, 0]
+    assert confusion.match("hungarian-iou").cluster_to_class.tolist() == [0, 1]
+    # Cluster 0 has more pixels of class 1, but a tiny part of that class.
+    confusion = Confusion.from_matrix(torch.tensor([[50, 60], [0, 900]]))
+    assert confusion.match("majority").cluster_to_class.tolist() == [1, 1]
+    assert confusion.match("iou").cluster_to_class.tolist() == [0, 1]
+
+
+def test_several_clusters_take_the_class_of_the_highest_iou():
+    confusion = Confusion.from_matrix(
+        torch.tensor([[5, 1], [4, 0], [0, 0], [1, 3], [0, 2]])
+    )
+    matching = confusion.match("iou")
+    assert matching.cluster_to_class.tolist() == [0, 0, -1, 1, 1]
+    expected = confusion.iou_matrix().argmax(1)
+    assert torch.equal(matching.col, expected[[0, 1, 3, 4]])
+
+
+def test_absent_classes_can_count_as_zero():
+    confusion = Confusion.from_matrix(torch.tensor([[3, 0, 0], [0, 3, 0], [0, 0, 0]]))
+    left_out, counted = (
+        confusion.scores("identity", absent) for absent in (math.nan, 0)
+    )
+    assert left_out.iou[2].isnan() and left_out.miou == 100
+    assert counted.iou.tolist() == [100, 100, 0]
+    assert counted.miou == counted.miou_classes == pytest.approx(200 / 3)
+
+
+def test_agreement_by_hand():
+    assert mutual_information(torch.eye(3) * 5) == pytest.approx(1)
+    assert rand_index(torch.eye(3) * 5) == pytest.approx(1)
+    independent = torch.tensor([[20, 40], [10, 20]])
+    assert mutual_information(independent) == pytest.approx(0, abs=1e-12)
+    # Two segments against two classes of three pixels, one pixel on the wrong side.
+    counts = torch.tensor([[3, 1], [0, 2]])
+    pairs, rows, columns, all_pairs = 3 + 0 + 0 + 1, 6 + 1, 3 + 3, 15
+    chance = rows * columns / all_pairs
+    expected = (pairs - chance) / ((rows + columns) / 2 - chance)
+    assert rand_index(counts) == pytest.approx(expected)
+    for alone in (torch.tensor([[7]]), torch.tensor([[7, 0], [0, 0]])):
+        assert mutual_information(alone) == rand_index(alone) == 1
+
+
+def test_agreement_ignores_names():
+    pred, label = draw(4, 4)
+    counts = Confusion.of(pred, label.clamp(min=0), 4).matrix
+    for measure in (mutual_information, rand_index):
+        assert measure(counts) == pytest.approx(measure(counts[[2, 0, 3, 1]].T))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,6 +17,7 @@ from uss_utils.probes import (
     linear_probe_loss,
     upsample,
 )
+from uss_utils.upsampling import upsample_adjoint
 
 SIZES = [((5, 7), (20, 28)), ((4, 6), (9, 11)), ((1, 3), (8, 5)), ((6, 6), (4, 3))]
 
@@ -42,6 +43,13 @@ def test_upsample_is_bilinear(source, target):
     (grad,) = torch.autograd.grad((ours * weight).sum(), x, retain_graph=True)
     (expected,) = torch.autograd.grad((bilinear(x, target) * weight).sum(), x)
     torch.testing.assert_close(grad, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("target", [(3, 5), (11, 16), (2, 4)])
+def test_the_adjoint_moves_weights_from_pixels_to_patches(target):
+    x, weights = codes(2, 4, 3, 5), codes(2, 4, *target, seed=1)
+    small = upsample_adjoint(weights, (3, 5))
+    torch.testing.assert_close((small * x).sum(), (upsample(x, target) * weights).sum())
 
 
 def test_upsample_keeps_precision_under_autocast():

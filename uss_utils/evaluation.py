@@ -27,6 +27,8 @@ headline             ``cluster_acc, cluster_miou, linear_acc, linear_miou``: wit
                      CRF, the map fitted as the protocol says
 confusion            ``{"cluster": (clusters, classes), "linear": (classes, classes)}``:
                      pixels per prediction (row) and true class (column)
+segments             scores of whole objects, see :mod:`uss_utils.segment_evaluation`;
+                     absent unless the caller adds them
 usage                share of the pixels per cluster; ``usage_entropy`` in [0, 1];
                      both need no labels
 run                  seconds, peak_memory_mb, versions, machine, device, notes

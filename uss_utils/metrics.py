@@ -6,15 +6,15 @@ no names, so a matching from clusters to classes comes first; predictions that a
 classes already (a linear probe) are scored with the identity.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-MATCHINGS = ("hungarian", "majority", "identity")
+MATCHINGS = ("hungarian", "hungarian-iou", "majority", "iou", "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ class Scores:
             out. Where clusters stay unmatched their pixels form one more row, which
             counts as a class with IoU 0 (the field's habit).
         miou_classes: mean IoU over the K classes alone.
-        iou: per class, float64, shape (K,); NaN where a class neither occurs nor is
-            predicted.
+        iou: per class, float64, shape (K,); where a class neither occurs nor is
+            predicted NaN, or what :meth:`Confusion.scores` was told.
         histogram: confusion after matching, rows in class order, int64, shape (K, K);
             (K+1, K+1) where clusters stay unmatched: their sum is the last row, the
             last column is zero.
@@ -185,43 +185,55 @@ class Confusion:
         torch.distributed.all_reduce(counts)
         self._counts = counts.cpu()
 
-    def match(
-        self, method: Literal["hungarian", "majority", "identity"] = "hungarian"
-    ) -> Matching:
+    def iou_matrix(self) -> Tensor:
+        """IoU of every cluster with every class, float64 (K+E, K), 0..1; 0/0 is 0."""
+        counts = self._counts.double()
+        union = counts.sum(1, keepdim=True) + counts.sum(0) - counts
+        return counts / union.clamp(min=1)
+
+    def match(self, method: str = "hungarian") -> Matching:
         """Name the clusters.
 
         Args:
-            method: "hungarian" gives every class at most one cluster so that the number
-                of right pixels is largest; "majority" gives every cluster the class it
-                covers most (several clusters may share a class; a cluster without any
+            method: one of :data:`MATCHINGS`. "hungarian" gives every class at most one
+                cluster so that the number of right pixels is largest, "hungarian-iou"
+                so that the sum of IoUs is (MaskContrast); "majority" gives every
+                cluster the class it covers most, "iou" the class whose IoU with it is
+                largest (several clusters may share a class; a cluster without any
                 pixel stays unmatched; the lower class wins a tie); "identity": cluster
                 k is class k.
 
         Raises:
             ValueError: unknown method.
         """
-        if method == "hungarian":
-            pairs = linear_sum_assignment(self._counts.numpy(), maximize=True)
+        if method not in MATCHINGS:
+            known = ", ".join(MATCHINGS)
+            raise ValueError(f"unknown matching {method!r}; known: {known}")
+        if method == "identity":
+            table = torch.arange(self.n_clusters)
+            return Matching.from_table(table.where(table < self.n_classes, -1))
+        gain = self.iou_matrix() if method.endswith("iou") else self._counts
+        if method.startswith("hungarian"):
+            pairs = linear_sum_assignment(gain.numpy(), maximize=True)
             row, col = (torch.from_numpy(np.asarray(part)).long() for part in pairs)
             table = torch.full((self.n_clusters,), -1)
             table[row] = col
             return Matching(row, col, table)
-        if method == "majority":
-            # numpy promises the first of equal maxima, torch does not.
-            table = torch.from_numpy(self._counts.numpy().argmax(1))
-            return Matching.from_table(table.where(self._counts.sum(1) > 0, -1))
-        if method == "identity":
-            table = torch.arange(self.n_clusters)
-            return Matching.from_table(table.where(table < self.n_classes, -1))
-        raise ValueError(f"unknown matching {method!r}; known: {', '.join(MATCHINGS)}")
+        # numpy promises the first of equal maxima, torch does not.
+        table = torch.from_numpy(gain.numpy().argmax(1))
+        return Matching.from_table(table.where(self._counts.sum(1) > 0, -1))
 
-    def scores(self, matching: Matching | str | None = None) -> Scores:
+    def scores(
+        self, matching: Matching | str | None = None, absent: float = math.nan
+    ) -> Scores:
         """Accuracy and IoU of everything counted so far.
 
         Args:
             matching: a :class:`Matching` fitted elsewhere (on the training split), or
                 the name of a method for :meth:`match` on this very table: "identity"
                 for predictions that are classes already. None = "hungarian".
+            absent: IoU of a class that neither occurs nor is predicted, in percent:
+                NaN leaves it out of the means, 0 counts it as failed (MaskContrast).
 
         Raises:
             ValueError: no pixel was counted, or the matching belongs to other clusters.
@@ -236,6 +248,7 @@ class Confusion:
             matching = self.match(matching or "hungarian")
         histogram = self._matched(matching)
         iou = 100 * _iou(histogram)
+        iou[: self.n_classes].nan_to_num_(nan=absent)
         return Scores(
             acc=100 * float(histogram.trace()) / total,
             miou=float(iou.nanmean()),
@@ -288,3 +301,38 @@ def _iou(histogram: Tensor) -> Tensor:
     counts = histogram.double()
     hit = counts.diagonal()
     return hit / (counts.sum(0) + counts.sum(1) - hit)
+
+
+def mutual_information(histogram: Tensor) -> float:
+    """How much a segmentation tells of another, 0..1; names of segments are ignored.
+
+    Mutual information over the arithmetic mean of both entropies (NMI).
+
+    Args:
+        histogram: counts of (predicted, true), e.g. that of :class:`Scores`, (P, C).
+    """
+    joint = histogram.double() / histogram.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    apart = torch.special.entr(rows).sum() + torch.special.entr(columns).sum()
+    if apart == 0:  # one segment each: they agree
+        return 1.0
+    shared = apart - torch.special.entr(joint).sum()
+    return float((2 * shared / apart).clamp(0, 1))
+
+
+def rand_index(histogram: Tensor) -> float:
+    """Adjusted Rand index: agreement on pairs of pixels, 0 by chance, 1 at best.
+
+    Hubert and Arabie, "Comparing partitions", 1985, eq. 5.
+
+    Args:
+        histogram: see :func:`mutual_information`.
+    """
+    counts = histogram.double()
+    n = counts.sum()
+    together, rows, columns = (
+        (part * (part - 1)).sum() for part in (counts, counts.sum(1), counts.sum(0))
+    )
+    chance = rows * columns / (n * (n - 1)).clamp(min=1)
+    best = (rows + columns) / 2
+    return 1.0 if best == chance else float((together - chance) / (best - chance))

@@ -26,6 +26,9 @@ COLUMNS = {
     "cluster + CRF, map on train": "crf.cluster.train",
     "cluster + CRF, map on eval": "crf.cluster.eval",
     "linear + CRF": "crf.linear",
+    "k-means of segments, map fitted on eval": "segments.kmeans",
+    "segment retrieval (uses labels)": "segments.retrieval.all",
+    "linear classifier (uses labels)": "segments.linear",
 }
 
 

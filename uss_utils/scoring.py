@@ -1,5 +1,6 @@
 """The parts of a record; its schema stands in :mod:`uss_utils.evaluation`."""
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -110,15 +111,24 @@ def _both_probes(
 
 
 def scores(
-    confusion: Confusion, matching: Matching | str, dataset: SegmentationDataset
+    confusion: Confusion,
+    matching: Matching | str,
+    dataset: SegmentationDataset,
+    absent: float = math.nan,
 ) -> dict[str, Any]:
     """The dict S of the schema.
+
+    Args:
+        confusion: the counts.
+        matching: see :meth:`~uss_utils.metrics.Confusion.scores`.
+        dataset: what was counted.
+        absent: see :meth:`~uss_utils.metrics.Confusion.scores`.
 
     Raises:
         ValueError: no labelled pixel was counted; names the data set.
     """
     try:
-        scores = confusion.scores(matching)
+        scores = confusion.scores(matching, absent)
     except ValueError as error:
         raise ValueError(f"{dataset.name} {dataset.split}: {error}") from error
     found = {

@@ -34,6 +34,28 @@ def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
         return rows @ (x @ columns.T)
 
 
+def upsample_adjoint(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Weights of patches from weights of pixels: the transpose of :func:`upsample`.
+
+    The sum of ``upsample(a, (H, W)) * x`` is that of ``a * upsample_adjoint(x, (h,
+    w))``: a weighted sum over an upsampled map needs no upsampled map.
+
+    Args:
+        x: weights of pixels, any floats, shape (B, K, H, W).
+        grid: (h, w) of the map.
+
+    Returns:
+        float32 (float64 stays), shape (B, K, h, w).
+    """
+    x = as_float(x)
+    if tuple(x.shape[-2:]) == tuple(grid):
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _interpolation(grid[0], x.shape[-2], x)
+        columns = _interpolation(grid[1], x.shape[-1], x)
+        return rows.T @ (x @ columns)
+
+
 def _interpolation(source: int, target: int, like: Tensor) -> Tensor:
     """Weights of linear interpolation along one axis, shape (target, source)."""
     identity = torch.eye(source, device=like.device, dtype=like.dtype)[None]
