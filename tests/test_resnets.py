@@ -47,9 +47,10 @@ def test_resnet50_equals_torchvisions_dilated_one():
 @torch.no_grad()
 def test_every_fourth_place_is_what_the_network_computes_at_stride_32(name):
     like = original(name)
-    maps = shared(name, like)(images())
+    network = shared(name, like)
+    maps = network(images())
     expected = like(images()).view(2, -1, 2, 3)
-    assert maps.shape == (2, RESNETS[name][0], 8, 12)
+    assert maps.shape == (2, network.dim, 8, 12)
     torch.testing.assert_close(maps[..., ::4, ::4], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -83,6 +84,29 @@ def test_stages_hold_every_parameter_once():
     ]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
     assert len(network.stages()) == 4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_a_short_network_is_the_beginning_of_the_whole_one(n):
+    whole, short = DilatedResNet("resnet18").eval(), DilatedResNet("resnet18", n).eval()
+    state = {k: v for k, v in whole.state_dict().items() if k in short.state_dict()}
+    short.load_state_dict(state)
+    seen = {}
+    getattr(whole, f"layer{n}").register_forward_hook(
+        lambda module, given, result: seen.update(result=result)
+    )
+    with torch.no_grad():
+        maps = short(images())
+        whole(images())
+    assert torch.equal(maps, seen["result"])
+    assert maps.shape == (2, short.dim, 64 // short.stride, 96 // short.stride)
+    assert len(short.stages()) == n
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_stages_there_are_not(n):
+    with pytest.raises(ValueError, match=f"1 to 4 stages, got {n}"):
+        DilatedResNet("resnet18", n)
 
 
 # --------------------------------------------------------------------------- weights

@@ -52,6 +52,7 @@ Grouping
     rows            checks and slices of feature vectors
     positives       patches more alike than a reference pool; the loss on them
     contrast        contrastive loss over a whole batch, one image's rows at a time
+    mask_files *    masks of objects on disk; mask_making: made from features
     segments *      objects: one embedding each, clusters, retrieval from a memory
       segment_maps    their prototypes, and maps painted from them
     local_attention  neighbours weighed by attention, mixed into a code

@@ -188,24 +188,33 @@ class EmbedderHead(nn.Module):
         self.embedder = embedder
         given = isinstance(backbone, nn.Identity)
         self.backbone = None if given else backbone.name
+        self.stages = None if given else backbone.n_stages
         self.in_dim = embedder.in_channels if given else 3
         self.dim = embedder.dim
 
     @classmethod
     def empty(
-        cls, backbone: str | None, in_channels: int, dim: int, mid: int, head: Decoder
+        cls,
+        backbone: str | None,
+        stages: int | None,
+        in_channels: int,
+        dim: int,
+        mid: int,
+        head: Decoder,
     ) -> "EmbedderHead":
         """A head whose weights are still to come; no generator is disturbed.
 
         Args:
             backbone: name of a ResNet, or None for ``nn.Identity()``.
+            stages: of the ResNet.
             in_channels: see :class:`PixelEmbedder`; so are the others.
             dim: of the embedding.
             mid: of the decoder.
             head: the decoder.
         """
         with torch.random.fork_rng(devices=[]):
-            network = nn.Identity() if backbone is None else DilatedResNet(backbone)
+            given = backbone is None
+            network = nn.Identity() if given else DilatedResNet(backbone, stages)
             return cls(PixelEmbedder(network, in_channels, dim, mid, head))
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -234,6 +243,7 @@ class EmbedderHead(nn.Module):
         return {
             "kind": self.kind,
             "backbone": self.backbone,
+            "stages": self.stages,
             "in_channels": self.embedder.in_channels,
             "dim": self.dim,
             "mid": self.embedder.mid_channels,

@@ -32,6 +32,7 @@ class Recipe(PresetConfig):
             prefers.
         eval_resample: how evaluated images are resized; None: as ``resample``.
         crops: "five" trains on five crops per image (``data prepare`` makes them).
+        train_split: split of the data set that is trained on.
         n_train: training images; None: all.
         n_val: evaluated images; None: all.
         backbone: see :func:`uss_utils.backbones.load`.
@@ -53,6 +54,7 @@ class Recipe(PresetConfig):
     resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
     eval_resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
     crops: Literal["five"] | None = None
+    train_split: str = "train"
     n_train: int | None = None
     n_val: int | None = None
     backbone: str = "vit_tiny_scenes"
@@ -81,8 +83,9 @@ class Recipe(PresetConfig):
         resample = self.resample if training else self.eval_resample or self.resample
         options = {"resample": resample, "crops": training and self.crops}
         options = {name: value for name, value in options.items() if value}
+        name = self.train_split if training else split
         return datasets.load(
-            self.dataset, split, self.root, size=size, limit=limit, **options
+            self.dataset, name, self.root, size=size, limit=limit, **options
         )
 
     def load_backbone(self, device: str | torch.device = "cpu") -> Frozen:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from uss_utils.vit_weights import fill, hub_file, read_weights
 
-# Name -> (channels of the features, torchvision's ImageNet weights on the model hub).
+# Name -> (channels of the first stage, torchvision's ImageNet weights on the hub).
 RESNETS = {
-    "resnet18": (512, "timm/resnet18.tv_in1k"),
-    "resnet50": (2048, "timm/resnet50.tv_in1k"),
+    "resnet18": (64, "timm/resnet18.tv_in1k"),
+    "resnet50": (256, "timm/resnet50.tv_in1k"),
 }
+STAGES = 4
 # Wrappers of a stored encoder: MoCo keeps its query encoder beside the key encoder.
 QUERY = "encoder_q."
 
@@ -30,30 +31,39 @@ class DilatedResNet(nn.Module):
 
     Args:
         name: "resnet18" or "resnet50".
+        n_stages: leave out what follows this residual stage; small images and small
+            machines need no more than two.
 
     Attributes:
         dim: channels C of the features.
+        stride: pixels from one place of the features to the next.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or no such stage.
     """
 
-    def __init__(self, name: str = "resnet50"):
+    def __init__(self, name: str = "resnet50", n_stages: int = STAGES):
         super().__init__()
         if name not in RESNETS:
             raise ValueError(f"unknown ResNet {name!r}; known: {', '.join(RESNETS)}")
-        self.name, self.dim = name, RESNETS[name][0]
+        if not 1 <= n_stages <= STAGES:
+            raise ValueError(f"a ResNet has 1 to {STAGES} stages, got {n_stages}")
+        self.name, self.n_stages = name, n_stages
+        self.dim = RESNETS[name][0] * 2 ** (n_stages - 1)
+        self.stride = 4 if n_stages == 1 else 8
+        left_out = {f"layer{k}" for k in range(n_stages + 1, STAGES + 1)}
         whole = getattr(torchvision.models, name)()
         for part, module in whole.named_children():
-            if part not in ("avgpool", "fc"):
+            if part not in left_out | {"avgpool", "fc"}:
                 self.add_module(part, module)
-        _remove_stride(self.layer3, 1)
-        _remove_stride(self.layer4, 2)
+        for part, dilation in (("layer3", 1), ("layer4", 2)):
+            if hasattr(self, part):
+                _remove_stride(getattr(self, part), dilation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of normalised images: (B, 3, H, W) -> (B, C, H / 8, W / 8).
 
-        Sides that are no multiple of 8 are rounded up.
+        Sides that are no multiple of the stride are rounded up.
         """
         x = images
         for module in self.children():
@@ -62,8 +72,8 @@ class DilatedResNet(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """Parts in order: the stem with the first stage, then stage after stage."""
-        stem = [self.conv1, self.bn1]
-        return [[*stem, self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        layers = [getattr(self, f"layer{k + 1}") for k in range(self.n_stages)]
+        return [[self.conv1, self.bn1, layers[0]], *([layer] for layer in layers[1:])]
 
 
 def _remove_stride(stage: nn.Module, dilation: int) -> None:
@@ -85,7 +95,9 @@ def _remove_stride(stage: nn.Module, dilation: int) -> None:
 
 
 def dilated_resnet(
-    name: str = "resnet50", weights: str | Path | None = None
+    name: str = "resnet50",
+    weights: str | Path | None = None,
+    n_stages: int = STAGES,
 ) -> DilatedResNet:
     """A :class:`DilatedResNet` with given weights.
 
@@ -95,13 +107,14 @@ def dilated_resnet(
             the local cache or the model hub; or a ``.safetensors`` or ``.pth`` file
             with torchvision's names, such as one of MoCo v2, whose query encoder is
             taken. A classifier is left aside.
+        n_stages: see :class:`DilatedResNet`; weights of others are left aside.
 
     Raises:
         ValueError: unknown name, or a file that is damaged or of another model.
         FileNotFoundError: no such file.
         ConnectionError: the ImageNet weights are not here and cannot be fetched.
     """
-    network = DilatedResNet(name)
+    network = DilatedResNet(name, n_stages)
     if weights is None:
         return network
     if str(weights) == "imagenet":
@@ -125,5 +138,11 @@ def _encoder(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         }
     # Counters of batches, which older files lack, change nothing here.
     counters = {k: v for k, v in network.state_dict().items() if not v.ndim}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    kept = {f"layer{k + 1}" for k in range(network.n_stages)}
+    state = {
+        name: value
+        for name, value in state.items()
+        if (part := name.split(".")[0]) != "fc"
+        and (part in kept or not part.startswith("layer"))
+    }
     return {**counters, **state}

@@ -20,8 +20,7 @@ import numpy as np
 from uss_utils.paths import atomic_file
 
 JOURNAL_EVERY = 8  # batches between two entries of the journal
-LOCK = ".lock"
-
+LOCK, OPTIONS = ".lock", "options.json"
 
 HALF = "<f2"  # float16, little-endian
 
@@ -185,3 +184,39 @@ def _same_file(path: Path, file) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def claim(folder: Path, options: dict, what: str) -> None:
+    """Write what a folder of files is made from, or check that it is for the same.
+
+    Args:
+        folder: holds, or is going to hold, PNG files, in folders of its own or not.
+        options: JSON-able.
+        what: the files, for messages.
+
+    Raises:
+        ValueError: it is for something else, or holds files of unknown origin.
+    """
+    path = folder / OPTIONS
+    if path.is_file():
+        try:
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged, so nobody knows what the {what} beside it were "
+                "made from; delete the folder, and they are made again"
+            ) from error
+        wrong = [k for k in options if stored.get(k) != options[k]]
+        if wrong:
+            raise ValueError(
+                f"the {what} in {folder} were made from something else (they differ in "
+                f"{', '.join(wrong)}); delete the folder, or take another one"
+            )
+        return
+    if next(folder.rglob("*.png"), None) is not None:
+        raise ValueError(
+            f"{folder} holds {what} without {OPTIONS}, which says what they were made "
+            "from; delete the folder, or take another one"
+        )
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(options, indent=1), encoding="utf-8")

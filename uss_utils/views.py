@@ -14,6 +14,7 @@ from torch import Tensor
 from uss_utils.datasets.transforms import normalise_rgb
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma: the axis that hue turns around
+SCALE = (0.2, 1.0)  # shares of the area that random resized crops have
 
 
 @dataclass
@@ -70,7 +71,7 @@ def draw_resized_crops(
     sizes: Tensor,
     generator: torch.Generator,
     *,
-    scale: tuple[float, float] = (0.2, 1.0),
+    scale: tuple[float, float] = SCALE,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
     """A box of random area, shape and place per image, as random resized crops use.

@@ -40,6 +40,7 @@ class TwoViewBatches:
         size: side of a view in pixels.
         min_area: share of a view that objects have to exceed.
         max_area: share that they have to stay below.
+        scale: range of a view's share of its image's area.
 
     Raises:
         ValueError: no image has a mask, sizes differ, or the numbers of both do.
@@ -52,6 +53,7 @@ class TwoViewBatches:
         size: int = 128,
         min_area: float = MIN_AREA,
         max_area: float = MAX_AREA,
+        scale: tuple[float, float] = views.SCALE,
     ):
         source = MaskedImages(images, masks)
         maps = [source.mask(i) for i in source.items]
@@ -66,7 +68,7 @@ class TwoViewBatches:
         ids = torch.from_numpy(np.stack(maps))
         # Masks are read at random places: small ones stay in the cache.
         self.masks = ids.byte() if 0 <= ids.min() and ids.max() < 256 else ids
-        self.size, self.limits = size, (min_area, max_area)
+        self.size, self.limits, self.scale = size, (min_area, max_area), scale
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,7 +117,7 @@ class TwoViewBatches:
                 others = torch.randint(len(self), waiting.shape, generator=generator)
                 rows[waiting] = others
             box = views.draw_resized_crops(
-                sizes.expand(2 * len(waiting), 2), generator
+                sizes.expand(2 * len(waiting), 2), generator, scale=self.scale
             ).unflatten(0, (-1, 2))
             crops = self._cropped(rows[waiting], box)
             areas = (crops > 0).float().mean((-2, -1))

@@ -189,6 +189,7 @@ class TwoViewDataset(Dataset):
         generator: what ``dataset[i]`` draws from; a loader's workers draw from their
             own seeds instead.
         threads: that read the items of a batch.
+        scale: range of a view's share of its image's area.
 
     Raises:
         ValueError: no image has a mask, or the numbers of both differ.
@@ -203,9 +204,10 @@ class TwoViewDataset(Dataset):
         max_area: float = MAX_AREA,
         generator: torch.Generator | None = None,
         threads: int = 4,
+        scale: tuple[float, float] = views.SCALE,
     ):
         self.source = MaskedImages(images, masks)
-        self.size, self.limits = size, (min_area, max_area)
+        self.size, self.limits, self.scale = size, (min_area, max_area), scale
         self.generator = generator or generator_of(0)
         self.threads = threads
         self._worker: torch.Generator | None = None
@@ -276,7 +278,8 @@ class TwoViewDataset(Dataset):
                 index = items[int(chosen)]
                 mask = self.source.mask(index)
             sizes = torch.tensor([mask.shape] * 2)
-            boxes = views.draw_resized_crops(sizes, generator).tolist()
+            boxes = views.draw_resized_crops(sizes, generator, scale=self.scale)
+            boxes = boxes.tolist()
             areas = [(crop_mask(mask, box, self.size) > 0).mean() for box in boxes]
             return (index, mask, boxes), areas
 

@@ -33,9 +33,9 @@ from uss_utils.methods._primaps_masks import (
     refine_masks,
 )
 from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
-from uss_utils.resumable import explained, locked
+from uss_utils.resumable import claim, explained, locked
 
-FOLDER, OPTIONS = "pseudos", "options.json"
+FOLDER = "pseudos"
 IN_MEMORY = 500_000_000  # bytes of maps that are kept after they were read
 
 
@@ -106,7 +106,7 @@ class MaskCache:
             (path / FOLDER).mkdir(parents=True, exist_ok=True)
         with locked(path):
             clear_leftovers(path / FOLDER)
-            _claim(path, options)
+            claim(path, options, "masks")
             cache = cls(path, options)
             missing = cache._missing()
             if missing:
@@ -255,34 +255,3 @@ def _default(options: dict, backbone: Frozen, dataset: SegmentationDataset) -> P
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     name = f"{dataset.name}-{dataset.split}-{backbone.name}-{digest[:12]}"
     return cache_dir() / "primaps" / name
-
-
-def _claim(folder: Path, options: dict) -> None:
-    """Write what the folder is for, or check that it is for the same.
-
-    Raises:
-        ValueError: it is for something else, or holds masks of unknown origin.
-    """
-    path = folder / OPTIONS
-    if path.is_file():
-        try:
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged, so nobody knows what the masks beside it were "
-                "made from; delete the folder, and they are made again"
-            ) from error
-        wrong = [k for k in options if stored.get(k) != options[k]]
-        if wrong:
-            raise ValueError(
-                f"the masks in {folder} were made from something else (they differ in "
-                f"{', '.join(wrong)}); delete the folder, or take another one"
-            )
-        return
-    if any((folder / FOLDER).glob("*.png")):
-        raise ValueError(
-            f"{folder} holds masks without {OPTIONS}, which says what they were made "
-            "from; delete the folder, or take another one"
-        )
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(options, indent=1), encoding="utf-8")

@@ -1,0 +1,196 @@
+"""Object masks on disk: one 8-bit PNG per image, found or made once.
+
+Two kinds of folders: ``000000.png`` and so on, made by :func:`open_masks` from a frozen
+backbone, with ``options.json`` beside them; and ``<name of the image>.png``, as
+MaskContrast's release has them for VOC, where an image without a mask has no file.
+Inside the package a mask holds 0 for the background and 1..n for the objects.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from uss_utils import backbones, mask_making
+from uss_utils.datasets import voc
+from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.mask_making import MaskRecipe
+
+HALF = 127  # grey value above which a stored pixel belongs to the object
+IN_MEMORY = 500_000_000  # bytes of masks that are kept after they were read
+RELEASED = ("supervised", "unsupervised")
+
+
+class Settings(Protocol):
+    """What is read of a method's settings here."""
+
+    masks: Literal["ncut", "attention", "degree", "supervised", "unsupervised"]
+    mask_backbone: str
+    mask_features: Literal["keys", "feat"]
+    mask_map: Literal["none", "centre", "whiten"]
+    mask_side: int | None
+    tau: float
+    objects: int
+    refine: bool
+    root: str | Path | None
+
+
+class MaskFiles:
+    """Read access to the masks of a data set.
+
+    Args:
+        paths: file of every image, in the data set's order; images whose file is absent
+            have no mask.
+        binary: files hold one object, 255 on grey or black; otherwise ids.
+
+    Raises:
+        ValueError: no file is there.
+    """
+
+    def __init__(self, paths: Iterable[Path], binary: bool):
+        self.paths, self.binary = tuple(paths), binary
+        folders = {path.parent for path in self.paths}
+        stored = {path for folder in folders for path in folder.glob("*.png")}
+        self._there = [path in stored for path in self.paths]
+        if not any(self._there):
+            first = self.paths[0] if self.paths else "the folder"
+            raise ValueError(
+                f"none of the {len(self.paths)} images has a mask: {first} and the "
+                "others are absent"
+            )
+        self._kept: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def has(self, index: int) -> bool:
+        """Whether an image has a mask, and an object in it."""
+        return self._there[index] and bool((self.mask(index) > 0).any())
+
+    def mask(self, index: int) -> Tensor:
+        """Objects of one image, uint8 (H, W).
+
+        Raises:
+            ValueError: the image has no mask, or its file cannot be read.
+        """
+        found = self._kept.get(index)
+        if found is None:
+            found = decode(self.paths[index], self.binary)
+            if self._bytes + found.numel() <= IN_MEMORY:
+                self._kept[index] = found
+                self._bytes += found.numel()
+        return found
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """Objects of images of one size, int64 (n, H, W).
+
+        Raises:
+            ValueError: see :meth:`mask`, or sizes that differ.
+        """
+        maps = [self.mask(index) for index in indices]
+        sizes = {tuple(each.shape) for each in maps}
+        if len(sizes) > 1:
+            raise ValueError(f"masks of different sizes, {sorted(sizes)[:3]}")
+        return torch.stack(maps).long()
+
+
+def decode(path: Path, binary: bool) -> Tensor:
+    """Read one file.
+
+    Files of one object hold 0 and 255, and grey values if they were resized; those that
+    hold 0 and 1 alone, or bits, are understood as well.
+
+    Args:
+        path: a PNG of one channel.
+        binary: it holds one object, not ids.
+
+    Returns:
+        uint8 (H, W): 0 background, 1..n objects.
+
+    Raises:
+        ValueError: it is damaged, absent, or has several channels.
+    """
+    try:
+        with Image.open(path) as image:
+            values = np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{path} is no readable mask ({error}); delete it, and make or fetch it "
+            "again"
+        ) from error
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
+        raise ValueError(
+            f"{path} holds {values.dtype} of shape {values.shape} instead of one "
+            "channel of bytes; a mask is a grey picture, 0 outside of the object"
+        )
+    if values.dtype == np.bool_ or not binary:
+        return torch.from_numpy(values.astype(np.uint8))
+    level = 0 if values.max() <= 1 else HALF
+    return torch.from_numpy((values > level).astype(np.uint8))
+
+
+def released(dataset: SegmentationDataset, root: str | Path | None, kind: str):
+    """Masks that MaskContrast's release brings for VOC.
+
+    Args:
+        dataset: images of VOC as stored.
+        root: folder of the data set.
+        kind: "supervised" or "unsupervised".
+
+    Raises:
+        ValueError: another data set, or unknown kind.
+        FileNotFoundError: the masks are not there.
+    """
+    if dataset.name != voc.NAME:
+        raise ValueError(
+            f"masks={kind!r} were released for {voc.NAME} alone, not for "
+            f"{dataset.name}; use masks='ncut'"
+        )
+    folder = voc.saliency_dir(root, kind)
+    names = [dataset.item_name(i) for i in range(len(dataset))]
+    return MaskFiles([folder / f"{name}.png" for name in names], binary=True)
+
+
+def open_masks(
+    cfg: Settings,
+    dataset: SegmentationDataset,
+    *,
+    device: str | torch.device = "cpu",
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> MaskFiles:
+    """The masks that a method's settings ask for; what is missing is made.
+
+    Args:
+        cfg: the settings.
+        dataset: images of any sizes.
+        device: where features are computed.
+        folder: where made masks lie; None: a folder under the cache directory, named by
+            content.
+        progress: show a bar.
+
+    Raises:
+        ValueError: settings and data do not fit together, or no image has a mask.
+        FileNotFoundError: released masks that are not there.
+    """
+    if cfg.masks in RELEASED:
+        return released(dataset, cfg.root, cfg.masks)
+    recipe = MaskRecipe(
+        cfg.masks,
+        cfg.mask_features,
+        cfg.mask_map,
+        cfg.tau,
+        cfg.objects,
+        refine=cfg.refine,
+        side=cfg.mask_side,
+    )
+    backbone = backbones.load(cfg.mask_backbone, device=str(device))
+    made = mask_making.make_masks(
+        dataset, backbone, recipe, folder=folder, progress=progress
+    )
+    return MaskFiles(made, binary=cfg.objects == 1)

@@ -1,0 +1,291 @@
+"""Making object masks from the features of a frozen vision transformer.
+
+Features -> objects on the grid of patches (:mod:`uss_utils.saliency`) -> dense CRF at
+the size of the image -> cleaning. Images whose file is there are not done again, so a
+killed run goes on where it was.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from uss_utils import crf, saliency
+from uss_utils.batches import in_order
+from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.datasets.transforms import normalise
+from uss_utils.environment import generator
+from uss_utils.extraction import device_of
+from uss_utils.frozen import Frozen
+from uss_utils.heads import Standardise, fit_standardise
+from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
+from uss_utils.resumable import claim, explained, locked
+from uss_utils.upsampling import upsample
+
+BATCH = 32  # images read at a time
+FIT_IMAGES = 200  # evenly spaced, whose patches the fixed map is fitted to
+FIT_PATCHES = 12_000
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MaskRecipe:
+    """How masks are made.
+
+    Attributes:
+        method: "ncut", "attention" or "degree", see :mod:`uss_utils.saliency`.
+        features: of the last block: its keys, or what it gives ("feat").
+        fixed: fixed map of them, fitted to the data set: "none", "centre", "whiten".
+        tau: cosine above which two patches are joined ("ncut").
+        objects: most objects per image; more than one for "ncut" alone.
+        min_area: share of the image that an object has to cover.
+        refine: sharpen with the dense CRF, where pydensecrf is installed.
+        side: longer side of the image that the backbone sees, in pixels; None: the
+            image's own, brought to multiples of the patch.
+
+    Raises:
+        ValueError: several objects of a method that finds one.
+    """
+
+    method: Literal["ncut", "attention", "degree"] = "ncut"
+    features: Literal["keys", "feat"] = "keys"
+    fixed: Literal["none", "centre", "whiten"] = "none"
+    tau: float = 0.2
+    objects: int = 1
+    min_area: float = 0.01
+    refine: bool = True
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what does not go together."""
+        if self.objects > 1 and self.method != "ncut":
+            raise ValueError(
+                f"masks of {self.method!r} hold one object per image, got objects="
+                f"{self.objects}; use 'ncut'"
+            )
+
+
+def make_masks(
+    dataset: SegmentationDataset,
+    backbone: Frozen,
+    recipe: MaskRecipe,
+    *,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[Path]:
+    """Make the masks that are missing.
+
+    An image in which nothing is found gets a file without an object.
+
+    Args:
+        dataset: images of any sizes, seen through the set's transform.
+        backbone: a vision transformer.
+        recipe: how.
+        folder: where to put them; None: a folder under the cache directory, named by
+            data set, backbone and content.
+        workers: processes of the CRF; None: one per core.
+        progress: show a bar.
+
+    Returns:
+        The file of every image.
+
+    Raises:
+        ValueError: ``folder`` holds masks of something else, or features that are not
+            finite.
+        OSError: the place cannot be written.
+    """
+    sharp = recipe.refine and crf.available()
+    options = {
+        "format": FORMAT,
+        "images": len(dataset),
+        "dataset": dataset.fingerprint(),
+        "backbone": backbone.fingerprint,
+        **asdict(recipe),
+        "refine": asdict(crf.DEFAULT) if sharp else None,
+    }
+    path = _default(options, backbone, dataset) if folder is None else Path(folder)
+    path = path.expanduser()
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    files = [path / f"{index:06d}.png" for index in range(len(dataset))]
+    with locked(path):
+        clear_leftovers(path)
+        claim(path, options, "masks")
+        # An empty file is what a power cut may leave.
+        stored = {entry.name for entry in os.scandir(path) if entry.stat().st_size}
+        missing = {i for i, file in enumerate(files) if file.name not in stored}
+        if missing:
+            _Maker(dataset, backbone, recipe, sharp).run(
+                missing, files, workers, progress
+            )
+            settle()
+    return files
+
+
+def _default(options: dict, backbone: Frozen, dataset: SegmentationDataset) -> Path:
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+    name = f"{dataset.name}-{dataset.split}-{backbone.name}-{digest[:12]}"
+    return cache_dir() / "masks" / name
+
+
+class _Maker:
+    """The work of one call."""
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        backbone: Frozen,
+        recipe: MaskRecipe,
+        sharp: bool,
+    ):
+        self.dataset, self.backbone, self.recipe = dataset, backbone, recipe
+        self.sharp = sharp
+        self.fixed = self._fit() if recipe.fixed != "none" else None
+
+    def run(
+        self,
+        missing: set[int],
+        files: list[Path],
+        workers: int | None,
+        progress: bool,
+    ) -> None:
+        """Write the masks of the images that have none."""
+        bar = tqdm(total=len(files), desc="masks", unit="img", disable=not progress)
+        bar.update(len(files) - len(missing))
+        with bar, crf.CRFPool(workers if self.sharp else 1) as pool:
+            for rows, pixels in self._groups(_whole_batches(missing, len(files))):
+                for row, ids in zip(rows, self._objects(pixels, pool), strict=True):
+                    if row in missing:
+                        _write(files[row], ids, self.recipe.objects == 1)
+                        bar.update()
+
+    def _groups(self, wanted: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Images of one size together: rows and uint8 (B, H, W, 3)."""
+
+        def read(part: range) -> list[np.ndarray]:
+            return [self._pixels(wanted[i]) for i in part]
+
+        for part, images in in_order(read, len(wanted), BATCH):
+            rows = [wanted[i] for i in part]
+            for shape in dict.fromkeys(image.shape for image in images):
+                same = [k for k, image in enumerate(images) if image.shape == shape]
+                yield [rows[k] for k in same], np.stack([images[k] for k in same])
+
+    def _pixels(self, index: int) -> np.ndarray:
+        image, _ = self.dataset.read(index)
+        return self.dataset.transform.apply_image(image)
+
+    def _fit(self) -> Standardise:
+        """The fixed map of the features."""
+        n = len(self.dataset)
+        few = np.linspace(0, n - 1, min(n, FIT_IMAGES)).round().astype(int)
+        maps = [
+            self._features(pixels).flatten(2).mT.flatten(0, 1)
+            for _, pixels in self._groups(few.tolist())
+        ]
+        rows = torch.cat(maps)
+        chosen = torch.randperm(len(rows), generator=generator(0))[:FIT_PATCHES]
+        return fit_standardise(rows[chosen], self.recipe.fixed)
+
+    @torch.no_grad()
+    def _features(self, pixels: np.ndarray) -> Tensor:
+        """Raw features of images (B, H, W, 3), shape (B, C, h, w), on the CPU."""
+        images = self._resized(normalise(pixels)).to(device_of(self.backbone))
+        keys = self.recipe.features == "keys"
+        found = self.backbone(images, keys=keys)
+        return (found.keys if keys else found.feat).float().cpu()
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images at multiples of the patch, the longer side near the recipe's."""
+        size, patch = images.shape[-2:], self.backbone.patch
+        scale = 1.0 if self.recipe.side is None else self.recipe.side / max(size)
+        new = [max(1, round(n * scale / patch)) * patch for n in size]
+        if new == list(size):
+            return images
+        return F.interpolate(images, new, mode="bilinear", antialias=True)
+
+    def _objects(self, pixels: np.ndarray, pool: crf.CRFPool) -> list[np.ndarray]:
+        """Objects of images of one size, uint8 (H, W) each."""
+        if self.recipe.method == "ncut":
+            feat = self._features(pixels)
+            feat = feat if self.fixed is None else self.fixed(feat)
+            found = self._cut(feat)
+        else:
+            found = self._other(pixels)
+        size = pixels.shape[1:3]
+        if found.dtype == torch.uint8:
+            large = self._sharpened_ids(pixels, found, pool)
+            cleaned = [saliency.clean_ids(ids, self.recipe.min_area) for ids in large]
+        else:
+            images = torch.from_numpy(pixels)
+            if self.sharp:
+                soft = saliency.refine_with_crf(images, found, pool=pool)
+            else:
+                soft = upsample(found[:, None], size)[:, 0]
+            cleaned = [saliency.clean_mask(each, self.recipe.min_area) for each in soft]
+        nothing = np.zeros(size, np.uint8)
+        return [nothing if m is None else m.astype(np.uint8) for m in cleaned]
+
+    def _cut(self, feat: Tensor) -> Tensor:
+        """Soft maps (B, h, w) of one object, or ids of several, uint8."""
+        grid, rows = feat.shape[-2:], feat.flatten(2).mT
+        recipe = self.recipe
+        if recipe.objects > 1:
+            return saliency.ncut_objects(rows, grid, recipe.objects, recipe.tau)
+        cut = saliency.ncut_saliency(rows, grid, recipe.tau)
+        # The kept piece alone: elsewhere no more than undecided.
+        return torch.where(cut.mask, cut.soft, cut.soft.clamp(max=0.5))
+
+    def _other(self, pixels: np.ndarray) -> Tensor:
+        """Masks of the two cheap ways, as soft maps (B, h, w)."""
+        if self.recipe.method == "degree":
+            feat = self._features(pixels)
+            feat = feat if self.fixed is None else self.fixed(feat)
+            return saliency.degree_seed(feat.flatten(2).mT, feat.shape[-2:]).float()
+        images = self._resized(normalise(pixels)).to(device_of(self.backbone))
+        with torch.no_grad():
+            found = self.backbone(images, attention=True)
+        attention = saliency.class_attention(found.attention, self.backbone.prefix)
+        mask = saliency.attention_saliency(attention)
+        return mask.unflatten(1, found.feat.shape[-2:]).float().cpu()
+
+    def _sharpened_ids(
+        self, pixels: np.ndarray, ids: Tensor, pool: crf.CRFPool
+    ) -> np.ndarray:
+        """Ids at the size of the image, uint8 (B, H, W)."""
+        if self.sharp:
+            counts = ids.flatten(1).amax(1).tolist()
+            images = torch.from_numpy(pixels)
+            return crf.sharpen_ids(images, ids, counts, pool=pool).numpy()
+        large = F.interpolate(
+            ids[:, None].float(), pixels.shape[1:3], mode="nearest-exact"
+        )
+        return large[:, 0].byte().numpy()
+
+
+def _whole_batches(missing: set[int], n: int) -> list[int]:
+    """All images of the batches in which one is missing.
+
+    Rounding may depend on what stands beside an image, and a resumed run has to find
+    the same masks.
+    """
+    touched = {index // BATCH for index in missing}
+    return [index for index in range(n) if index // BATCH in touched]
+
+
+def _write(path: Path, ids: np.ndarray, binary: bool) -> None:
+    """One object is stored as 0 and 255, so that any viewer shows it."""
+    with atomic_file(path, bulk=True) as temporary:
+        values = ids * np.uint8(255) if binary else ids
+        Image.fromarray(values).save(temporary, format="PNG")

@@ -1,0 +1,253 @@
+"""MaskContrast: object masks teach a network to tell objects apart.
+
+Van Gansbeke, Vandenhende, Georgoulis, Van Gool, Unsupervised Semantic Segmentation by
+Contrasting Object Mask Proposals, ICCV 2021. Every pixel of an object has to recognise,
+among those of other objects, the mean embedding of its own object in another view; a
+second output learns to find objects, so that no mask is needed later.
+
+No label and no strong frozen network has a part in the training: masks may come from
+:mod:`uss_utils.saliency`, the network may start from random weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from uss_utils import learning
+from uss_utils.datasets import SegmentationDataset
+from uss_utils.environment import generator
+from uss_utils.learning import Trained, Watch
+from uss_utils.mask_files import MaskFiles, open_masks
+from uss_utils.methods._maskcontrast_batches import TwoViewBatches
+from uss_utils.methods._maskcontrast_config import PRESETS, Config
+from uss_utils.methods._maskcontrast_data import TwoViewDataset
+from uss_utils.methods._maskcontrast_loss import (
+    inverse_log_weights,
+    mask_contrastive_loss,
+    object_prototypes,
+    pixel_object_logits,
+)
+from uss_utils.methods._maskcontrast_network import MaskContrast
+from uss_utils.methods._maskcontrast_queue import PrototypeQueue
+from uss_utils.pixel_embedder import EmbedderHead, PixelEmbedder
+from uss_utils.resnets import dilated_resnet
+from uss_utils.run_state import own_random_state
+from uss_utils.saliency import balanced_bce
+from uss_utils.schedules import poly_schedule
+from uss_utils.segment_maps import label_maps, segment_prototypes
+from uss_utils.segments import SegmentMemory, cluster_segments
+from uss_utils.training import History, fit
+
+__all__ = [
+    "PRESETS",
+    "Config",
+    "MaskContrast",
+    "Material",
+    "PixelEmbedder",
+    "PrototypeQueue",
+    "SegmentMemory",
+    "TwoViewDataset",
+    "balanced_bce",
+    "build",
+    "cluster_segments",
+    "inverse_log_weights",
+    "label_maps",
+    "mask_contrastive_loss",
+    "object_prototypes",
+    "pixel_object_logits",
+    "prepare",
+    "segment_prototypes",
+    "train",
+]
+
+CALIBRATION = 20  # batches from which an untrained network takes its statistics
+
+
+@dataclass
+class Material(learning.Material):
+    """What MaskContrast trains on; several seeds can share it.
+
+    Attributes:
+        pairs: two views of an image and of its mask, by index.
+        masks: of the training images.
+    """
+
+    pairs: TwoViewBatches | TwoViewDataset = None
+    masks: MaskFiles = None
+
+    @property
+    def objects(self) -> int:
+        """Images that have a mask, and are trained on."""
+        return len(self.pairs)
+
+
+def prepare(
+    cfg: Config,
+    dataset: SegmentationDataset | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Material:
+    """Open the images, and make or open the masks of their objects.
+
+    Masks depend on images, mask backbone and their own settings alone: one set on disk
+    serves every seed.
+
+    Args:
+        cfg: the settings.
+        dataset: training images; None opens those of the settings.
+        device: where to train; "auto" picks.
+        progress: show bars.
+
+    Raises:
+        ValueError: settings and data do not fit together, or no image has a mask.
+        FileNotFoundError: the data set, or its released masks, are not there.
+    """
+    base = learning.prepare(cfg, dataset, device=device, progress=progress)
+    images = cfg.open_whole() if cfg.whole and dataset is None else base.dataset
+    masks = open_masks(cfg, images, device=base.device, progress=progress)
+    # Images of one size are cut a batch at a time, which is several times as fast.
+    cut = TwoViewDataset if cfg.whole else TwoViewBatches
+    pairs = cut(images, masks, cfg.view_size, scale=cfg.scale)
+    parts = {field.name: getattr(base, field.name) for field in fields(base)}
+    return Material(**parts, pairs=pairs, masks=masks)
+
+
+def build(cfg: Config, material: Material) -> MaskContrast:
+    """Both networks and the queue before the first step.
+
+    Args:
+        cfg: the settings.
+        material: from :func:`prepare`.
+
+    Raises:
+        ValueError: the ResNet's start is no file of such a network.
+        FileNotFoundError: there is no such file.
+        ConnectionError: ImageNet weights are not here and cannot be fetched.
+    """
+    # torch's layers draw their start from the global generator alone.
+    with own_random_state(cfg.seed, torch.device("cpu")):
+        network, channels = nn.Identity(), material.dim
+        if cfg.network is not None:
+            weights = None if cfg.start == "random" else cfg.start
+            network = dilated_resnet(cfg.network, weights, cfg.stages)
+            channels = network.dim
+        embedder = PixelEmbedder(
+            network, channels, cfg.dim, cfg.mid, cfg.decoder, cfg.upsample
+        )
+    model = MaskContrast(
+        embedder, cfg.queue, cfg.temperature, cfg.key_momentum, generator(cfg.seed)
+    )
+    model.freeze_backbone_stages(cfg.frozen_stages)
+    return model.to(material.device).train()
+
+
+def train(
+    cfg: Config,
+    material: Material | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: str | bool | None = False,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    watch: Watch | None = None,
+    watch_at: Sequence[int] = (),
+) -> Trained:
+    """Train both networks; then fit clusters and a linear probe to the embedding.
+
+    Args:
+        cfg: the settings.
+        material: from :func:`prepare`; None prepares it.
+        device: where to train, if there is no material yet; "auto" picks.
+        progress: see :func:`uss_utils.training.fit`.
+        checkpoint: file from which a killed training goes on, to the same bit.
+        checkpoint_every: steps between two checkpoints; None: a tenth of the run.
+        watch: called with a number of steps and the model as it stands then, whose
+            clusters have no names yet.
+        watch_at: the numbers of steps, 0 to ``steps``.
+
+    Returns:
+        The model, its clusters named by the training labels if there are any, and the
+        figures of :meth:`MaskContrast.forward` over the steps. No label has touched the
+        network and the clusters.
+
+    Raises:
+        ValueError: settings that do not fit the data or the checkpoint.
+        FloatingPointError: the loss is no number.
+    """
+    if material is None:
+        material = prepare(cfg, device=device, progress=bool(progress))
+    model = build(cfg, material)
+    readout = material.readout(cfg, cfg.dim)
+
+    def current():
+        head = EmbedderHead(model.query)
+        return learning.assemble("maskcontrast", cfg, material, head, readout)
+
+    if watch is not None and 0 in watch_at:
+        watch(0, current())
+    history = fit(
+        model,
+        lambda model, batch, step: model(*seen(cfg, material, batch), step.generator),
+        material.pairs,
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        drop_last=True,
+        optimisers=optimiser(cfg, model),
+        schedule=poly_schedule(every=max(1, material.objects // cfg.batch_size)),
+        precision=cfg.precision,
+        seed=cfg.seed,
+        device=material.device,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        on_step=learning.watcher(watch, watch_at, current),
+        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")},
+    )
+    head = EmbedderHead(model.query)
+    return learning.finish("maskcontrast", cfg, material, head, readout, history)
+
+
+def optimiser(cfg: Config, model: MaskContrast) -> SGD:
+    """SGD over all weights of the query network that are not frozen."""
+    weights = [p for p in model.query.parameters() if p.requires_grad]
+    return SGD(weights, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
+
+
+@torch.no_grad()
+def seen(cfg: Config, material: Material, batch: dict[str, Tensor]) -> list[Tensor]:
+    """What the networks take of a batch: both views, then both masks.
+
+    Where only a decoder is trained, the views are the backbone's features.
+    """
+    views = [batch["view_q"], batch["view_k"]]
+    if cfg.network is None:
+        views = [material.standardise(material.backbone.features(x)) for x in views]
+    return [*views, batch["mask_q"], batch["mask_k"]]
+
+
+def baseline(cfg: Config, material: Material) -> Trained:
+    """The same network before its first step, clustered and probed in the same way.
+
+    The statistics of its batch norms are those of training images, as after training:
+    without them it would look worse than it is.
+
+    Args:
+        cfg: the settings.
+        material: from :func:`prepare`.
+    """
+    model, draw = build(cfg, material), generator(cfg.seed)
+    for _ in range(CALIBRATION):
+        rows = torch.randint(material.objects, (cfg.batch_size,), generator=draw)
+        batch = send_to_device(material.pairs.draw(rows, draw), material.device)
+        with torch.no_grad():
+            model.query.features(seen(cfg, material, batch)[0])
+    head, readout = EmbedderHead(model.query), material.readout(cfg, cfg.dim)
+    done = learning.finish("maskcontrast", cfg, material, head, readout, History())
+    done.segmenter.meta |= {"name": "maskcontrast, untrained", "steps": 0}
+    return done
