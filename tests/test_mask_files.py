@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.models import Stripes
+from uss_utils import backbones
 from uss_utils.mask_files import MaskFiles, decode, open_masks, released
 
 OBJECT = np.zeros((4, 6), bool)
@@ -88,7 +89,8 @@ def test_released_masks_belong_to_voc():
 
 def settings(**changes):
     values = {"mask_features": "feat", "mask_map": "none", "mask_side": None}
-    values |= {"masks": "ncut", "mask_backbone": "vit_tiny_random", "tau": 0.2}
+    values |= {"masks": "ncut", "tau": 0.2}
+    values["load_mask_backbone"] = lambda _: backbones.load("vit_tiny_random")
     return SimpleNamespace(
         **values | {"objects": 1, "refine": False, "root": None} | changes
     )

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uss_utils import backbones, mask_making
+from uss_utils import mask_making
 from uss_utils.datasets import voc
 from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.frozen import Frozen
 from uss_utils.mask_making import MaskRecipe
 
 HALF = 127  # grey value above which a stored pixel belongs to the object
@@ -29,7 +30,6 @@ class Settings(Protocol):
     """What is read of a method's settings here."""
 
     masks: Literal["ncut", "attention", "degree", "supervised", "unsupervised"]
-    mask_backbone: str
     mask_features: Literal["keys", "feat"]
     mask_map: Literal["none", "centre", "whiten"]
     mask_side: int | None
@@ -37,6 +37,9 @@ class Settings(Protocol):
     objects: int
     refine: bool
     root: str | Path | None
+
+    def load_mask_backbone(self, device: str | torch.device) -> Frozen:
+        """What masks are made from."""
 
 
 class MaskFiles:
@@ -134,7 +137,9 @@ def decode(path: Path, binary: bool) -> Tensor:
     return torch.from_numpy((values > level).astype(np.uint8))
 
 
-def released(dataset: SegmentationDataset, root: str | Path | None, kind: str):
+def released(
+    dataset: SegmentationDataset, root: str | Path | None, kind: str
+) -> MaskFiles:
     """Masks that MaskContrast's release brings for VOC.
 
     Args:
@@ -189,7 +194,7 @@ def open_masks(
         refine=cfg.refine,
         side=cfg.mask_side,
     )
-    backbone = backbones.load(cfg.mask_backbone, device=str(device))
+    backbone = cfg.load_mask_backbone(device)
     made = mask_making.make_masks(
         dataset, backbone, recipe, folder=folder, progress=progress
     )

@@ -95,11 +95,19 @@ class Recipe(PresetConfig):
             ValueError: unknown name or foreign weights.
             OSError: its weights cannot be had.
         """
+        return self.load_frozen(self.backbone, device)
+
+    def load_frozen(self, name: str, device: str | torch.device = "cpu") -> Frozen:
+        """A frozen network by name, with the settings' weights, if there are any.
+
+        Raises:
+            ValueError: unknown name or foreign weights.
+            OSError: its weights cannot be had.
+        """
         # Weights of one's own are not the shipped ones: the record must not say so.
-        own = self.weights is not None and self.backbone == backbones.SHIPPED
-        name = "vit_tiny" if own else self.backbone
+        own = self.weights is not None and name == backbones.SHIPPED
         return backbones.load(
-            name,
+            "vit_tiny" if own else name,
             self.weights,
             position=self.position,
             device=str(device),

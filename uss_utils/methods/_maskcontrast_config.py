@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from uss_utils import datasets
+import torch
+
+from uss_utils import backbones, datasets
 from uss_utils.datasets import SegmentationDataset
+from uss_utils.frozen import Frozen
 from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
 
@@ -18,8 +21,8 @@ class Config(LearnedRecipe):
     """Settings of MaskContrast; the defaults are the paper's.
 
     Attributes:
-        network: the ResNet that is trained, with "pixels" as the backbone; None: only a
-            decoder is trained, on the features of another backbone.
+        network: the ResNet that is trained, with "pixels" as the backbone; "none": only
+            a decoder is trained, on the features of another backbone.
         stages: residual stages of the ResNet, 1 to 4.
         start: the ResNet's weights before training: "random", "imagenet", or a file,
             such as MoCo v2's.
@@ -56,7 +59,7 @@ class Config(LearnedRecipe):
     steps: int = 40 * 165
     probes: Literal["after"] = "after"
     flip: bool = False
-    network: Literal["resnet18", "resnet50"] | None = "resnet50"
+    network: Literal["resnet18", "resnet50", "none"] = "resnet50"
     stages: int = 4
     start: str | Path = "random"
     frozen_stages: int = 0
@@ -94,11 +97,26 @@ class Config(LearnedRecipe):
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={self.scale} has to rise within (0, 1]")
-        if (self.network is None) == (self.backbone == "pixels"):
+        if (self.network == "none") == (self.backbone == "pixels"):
             raise ValueError(
                 f"network={self.network!r} with backbone={self.backbone!r}: a ResNet "
                 'sees "pixels"; without one, choose a backbone that gives features'
             )
+
+    def load_backbone(self, device: str | torch.device = "cpu") -> Frozen:
+        """The frozen backbone; ``weights`` are those of a vision transformer."""
+        if self.backbone == "pixels":
+            return backbones.load("pixels", device=str(device))
+        return super().load_backbone(device)
+
+    def load_mask_backbone(self, device: str | torch.device = "cpu") -> Frozen:
+        """The frozen vision transformer that masks are made from.
+
+        Raises:
+            ValueError: unknown name or foreign weights.
+            OSError: its weights cannot be had.
+        """
+        return self.load_frozen(self.mask_backbone, device)
 
     def open_whole(self) -> SegmentationDataset:
         """The training images as stored, to cut views from."""

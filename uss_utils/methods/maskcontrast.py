@@ -133,7 +133,7 @@ def build(cfg: Config, material: Material) -> MaskContrast:
     # torch's layers draw their start from the global generator alone.
     with own_random_state(cfg.seed, torch.device("cpu")):
         network, channels = nn.Identity(), material.dim
-        if cfg.network is not None:
+        if cfg.network != "none":
             weights = None if cfg.start == "random" else cfg.start
             network = dilated_resnet(cfg.network, weights, cfg.stages)
             channels = network.dim
@@ -226,7 +226,7 @@ def seen(cfg: Config, material: Material, batch: dict[str, Tensor]) -> list[Tens
     Where only a decoder is trained, the views are the backbone's features.
     """
     views = [batch["view_q"], batch["view_k"]]
-    if cfg.network is None:
+    if cfg.network == "none":
         views = [material.standardise(material.backbone.features(x)) for x in views]
     return [*views, batch["mask_q"], batch["mask_k"]]
 
