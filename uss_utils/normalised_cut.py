@@ -8,8 +8,10 @@ it into two parts that hold together is relaxed to the second smallest eigenpair
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.linalg import eigh
 from torch import Tensor
 
 from uss_utils.environment import generator
@@ -77,7 +79,7 @@ def ncut_eigenvector(
 
     Args:
         graph: W, symmetric and positive, shape (N, N) or (B, N, N).
-        method: "power"; "eigh": all eigenvectors, in float64; "auto": power, then eigh
+        method: "power"; "eigh": a dense solver, in float64; "auto": power, then eigh
             for the images where it did not settle.
         steps: most products.
         tol: they end where x moves by less than this, as a length, between two checks.
@@ -106,9 +108,16 @@ def ncut_eigenvector(
         graph = _without(as_float(graph), free)
         degree = graph.sum(-1)
         root = degree.clamp_min(torch.finfo(graph.dtype).tiny).rsqrt() * (degree > 0)
-        x, value = _leading(_deflated(graph, degree, root), method, steps, tol)
-        y = F.normalize(x.to(root) * root, dim=-1)
-        y = y * ~_flat(graph, degree)[:, None]
+        flat, matrix = _flat(graph, degree), _deflated(graph, degree, root)
+        if method == "eigh":
+            solved = [_dense(one) for one in matrix]
+            x, value = (torch.stack(part) for part in zip(*solved, strict=True))
+        else:
+            x, value, settled = _powers(matrix, steps, tol)
+        if method == "auto":
+            for row in (~settled & ~flat).nonzero()[:, 0].tolist():
+                x[row], value[row] = _dense(matrix[row])
+        y = F.normalize(x * root, dim=-1) * ~flat[:, None]
         return _oriented(y), (2 - 2 * value).clamp(0, 2)
 
 
@@ -152,28 +161,23 @@ def _deflated(graph: Tensor, degree: Tensor, root: Tensor) -> Tensor:
     return matrix.baddbmm_(u[:, :, None], u[:, None], alpha=-1)
 
 
-def _leading(
-    matrix: Tensor, method: Method, steps: int, tol: float
-) -> tuple[Tensor, Tensor]:
-    """Largest eigenvectors (B, N) and eigenvalues (B,)."""
-    if method == "eigh":
-        return _dense(matrix)
-    x, value, settled = _powers(matrix, steps, tol)
-    left = (~settled).nonzero()[:, 0]
-    if method == "auto" and len(left):
-        dense = _dense(matrix[left])
-        x[left], value[left] = (part.to(x) for part in dense)
-    return x, value
-
-
 def _dense(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    precise = torch.float32 if matrix.device.type == "mps" else torch.float64
-    values, vectors = torch.linalg.eigh(matrix.to(precise))
-    return vectors[..., -1], values[:, -1]
+    """Largest eigenvector (N,) and eigenvalue () of one matrix, found in float64."""
+    inside = matrix.diagonal() != 0
+    vector = matrix.new_zeros(len(matrix))
+    small = matrix[inside][:, inside].double().cpu().numpy()
+    if not len(small):
+        return vector, matrix.new_zeros(())
+    last = len(small) - 1
+    values, vectors = eigh(small, subset_by_index=(last, last))
+    if not len(values):  # what LAPACK may make of eigenvalues that are exactly equal
+        values, vectors = np.linalg.eigh(small)
+    vector[inside] = torch.from_numpy(vectors[:, -1]).to(vector)
+    return vector, vector.new_tensor(values[-1])
 
 
 def _powers(matrix: Tensor, steps: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Like :func:`_dense`, and which of the images settled; they leave the batch."""
+    """Likewise for all images, and which of them settled; these leave the batch."""
     b, n, _ = matrix.shape
     # The same start for every image and every call: nothing here is left to chance.
     start = torch.randn(min(VECTORS, n), n, generator=generator(0)).to(matrix)
