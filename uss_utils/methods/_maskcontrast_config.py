@@ -157,6 +157,7 @@ _SMALL: dict[str, Any] = {
     "view_size": 96,
     "scale": (0.4, 1.0),
     "batch_size": 16,
+    "queue": 32,
     "temperature": 0.2,
     "key_momentum": 0.99,
     "lr": 0.05,
@@ -165,7 +166,7 @@ _SMALL: dict[str, Any] = {
 
 PRESETS = presets(
     smoke=Config(
-        **_SMALL | {"steps": 4, "batch_size": 4, "view_size": 64, "queue": 8},
+        **_SMALL | {"steps": 4, "batch_size": 4, "view_size": 64},
         n_train=16,
         n_val=8,
     ),
