@@ -21,6 +21,7 @@ Method = Literal["auto", "power", "eigh"]
 WEAK = 1e-5  # weight of the edges between patches that are not alike
 VECTORS = 4  # rows of a product with a matrix that cost as much as one
 BETWEEN = 8  # steps from one check to the next
+CLOSE = 2**14  # difference of eigenvalues, in roundings, that tells vectors apart
 TIE = 1e-3  # relative difference below which two entries count as equal
 
 
@@ -80,7 +81,7 @@ def ncut_eigenvector(
     Args:
         graph: W, symmetric and positive, shape (N, N) or (B, N, N).
         method: "power"; "eigh": a dense solver, in float64; "auto": power, then eigh
-            for the images where it did not settle.
+            for the images where it did not settle or the next eigenvalue is too close.
         steps: most products.
         tol: they end where x moves by less than this, as a length, between two checks.
         free: patches that are in the graph, bool (N,) or (B, N); None: all.
@@ -107,16 +108,15 @@ def ncut_eigenvector(
     with torch.autocast(graph.device.type, enabled=False):
         graph = _without(as_float(graph), free)
         degree = graph.sum(-1)
-        root = degree.clamp_min(torch.finfo(graph.dtype).tiny).rsqrt() * (degree > 0)
-        flat, matrix = _flat(graph, degree), _deflated(graph, degree, root)
+        root, flat = _inverse_root(degree), _flat(graph, degree)
         if method == "eigh":
-            solved = [_dense(one) for one in matrix]
+            solved = [_dense(one) for one in graph]
             x, value = (torch.stack(part) for part in zip(*solved, strict=True))
         else:
-            x, value, settled = _powers(matrix, steps, tol)
+            x, value, settled = _powers(_deflated(graph, degree), steps, tol)
         if method == "auto":
             for row in (~settled & ~flat).nonzero()[:, 0].tolist():
-                x[row], value[row] = _dense(matrix[row])
+                x[row], value[row] = _dense(graph[row])
         y = F.normalize(x * root, dim=-1) * ~flat[:, None]
         return _oriented(y), (2 - 2 * value).clamp(0, 2)
 
@@ -152,32 +152,42 @@ def _flat(graph: Tensor, degree: Tensor) -> Tensor:
     return edges.amin((1, 2)) >= heaviest
 
 
-def _deflated(graph: Tensor, degree: Tensor, root: Tensor) -> Tensor:
+def _inverse_root(degree: Tensor) -> Tensor:
+    """D^(-1/2), 0 where there is no degree."""
+    return degree.clamp_min(torch.finfo(degree.dtype).tiny).rsqrt() * (degree > 0)
+
+
+def _deflated(graph: Tensor, degree: Tensor) -> Tensor:
     """M = (I + A)/2 - u u^T; rows and columns of absent patches are 0."""
-    u = F.normalize(degree.sqrt(), dim=-1)
+    root, u = _inverse_root(degree), F.normalize(degree.sqrt(), dim=-1)
     matrix = graph * (root[:, :, None] / 2)
     matrix *= root[:, None]
     matrix.diagonal(dim1=1, dim2=2).add_((degree > 0).to(matrix) / 2)
     return matrix.baddbmm_(u[:, :, None], u[:, None], alpha=-1)
 
 
-def _dense(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest eigenvector (N,) and eigenvalue () of one matrix, found in float64."""
-    inside = matrix.diagonal() != 0
-    vector = matrix.new_zeros(len(matrix))
-    small = matrix[inside][:, inside].double().cpu().numpy()
-    if not len(small):
-        return vector, matrix.new_zeros(())
-    last = len(small) - 1
-    values, vectors = eigh(small, subset_by_index=(last, last))
+def _dense(graph: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest eigenvector (N,) and eigenvalue () of a graph's M, by way of float64."""
+    inside = graph.diagonal() > 0
+    vector = graph.new_zeros(len(graph))
+    present = graph[inside][:, inside].cpu().double()
+    if not len(present):
+        return vector, graph.new_zeros(())
+    matrix = _deflated(present[None], present.sum(0)[None])[0].numpy()
+    last = len(matrix) - 1
+    values, vectors = eigh(matrix, subset_by_index=(last, last))
     if not len(values):  # what LAPACK may make of eigenvalues that are exactly equal
-        values, vectors = np.linalg.eigh(small)
+        values, vectors = np.linalg.eigh(matrix)
     vector[inside] = torch.from_numpy(vectors[:, -1]).to(vector)
     return vector, vector.new_tensor(values[-1])
 
 
 def _powers(matrix: Tensor, steps: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Likewise for all images, and which of them settled; these leave the batch."""
+    """Leading vectors (B, N), values (B,), and where they are to be trusted (B,).
+
+    Images leave the batch once they settle; where the next eigenvalue is too close for
+    the precision of the numbers, the vector is a mixture that means little.
+    """
     b, n, _ = matrix.shape
     # The same start for every image and every call: nothing here is left to chance.
     start = torch.randn(min(VECTORS, n), n, generator=generator(0)).to(matrix)
@@ -185,14 +195,15 @@ def _powers(matrix: Tensor, steps: int, tol: float) -> tuple[Tensor, Tensor, Ten
     found, value = block[:, 0].clone(), matrix.new_zeros(b)
     rows = torch.arange(b, device=matrix.device)
     settled = torch.zeros_like(rows, dtype=torch.bool)
+    gap = CLOSE * torch.finfo(matrix.dtype).eps
     for _ in range(0, steps, BETWEEN):
         for _ in range(BETWEEN):
             block = block @ matrix  # rows: for columns the product is half as fast
         block, values = _ritz(_orthonormal(block), matrix)
         moved = _distance(block[:, 0], found[rows])
-        found[rows], value[rows] = block[:, 0], values
+        found[rows], value[rows] = block[:, 0], values[:, 0]
         still = moved >= tol
-        settled[rows] = ~still
+        settled[rows] = ~still & (values[:, 0] - values[:, :2].amin(1) >= gap)
         if not bool(still.all()):
             rows, block, matrix = rows[still], block[still], matrix[still]
         if not len(rows):
@@ -205,10 +216,10 @@ def _orthonormal(block: Tensor) -> Tensor:
 
 
 def _ritz(block: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Best eigenvectors within the span of a block, the leading one first."""
+    """Best eigenpairs within the span of a block, the leading one first."""
     small = block @ matrix @ block.mT
     values, vectors = torch.linalg.eigh((small + small.mT) / 2)
-    return vectors.flip(-1).mT @ block, values[:, -1]
+    return vectors.flip(-1).mT @ block, values.flip(-1)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
