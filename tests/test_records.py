@@ -44,6 +44,16 @@ def test_round_trip(tmp_path, base):
     assert row.strip() == '"map": [ 2, 0, 1 ]'
 
 
+def test_many_changed_settings_make_no_endless_name(tmp_path, base):
+    many = {f"setting_{i}": "value" * 3 for i in range(40)}
+    paths = {
+        write_record(changed(base, overrides=many | {"last": i}), tmp_path)
+        for i in (0, 1, 1)
+    }
+    assert len(paths) == 2
+    assert all("_41-changes-" in p.name and len(p.name) < 200 for p in paths)
+
+
 def test_writing_again_replaces_and_other_runs_do_not(tmp_path, base):
     write_record(base, tmp_path)
     write_record(changed(base, steps=6), tmp_path)

@@ -4,6 +4,7 @@ The schema of a record stands in :mod:`uss_utils.evaluation`, which makes them. 
 are made from records only, so no number in this course is typed by hand.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ GROUP = ("method", "name", "preset", "overrides", "dataset", "split", "backbone"
 # Those of them that get a column unless all rows agree.
 FACTS = ("dataset", "split", "preset", "overrides", "backbone")
 # Header of a column, and the scores it shows (accuracy / mIoU).
+LONGEST = 120  # characters of the changed settings in a file's name
 COLUMNS = {
     "cluster, map fitted on train": "cluster.train",
     "cluster, map fitted on eval": "cluster.eval",
@@ -49,8 +51,12 @@ def file_name(record: dict[str, Any]) -> str:
     """Name that tells a record apart: method, preset, data, protocol, seed.
 
     The same evaluation run twice gets the same name, so the later replaces the earlier.
+    Where many settings are changed, a digest stands for them: names are limited.
     """
     changed = [f"{key}={value}" for key, value in record["overrides"].items()]
+    if len("_".join(changed)) > LONGEST:
+        digest = hashlib.sha256("_".join(changed).encode()).hexdigest()[:12]
+        changed = [f"{len(changed)}-changes-{digest}"]
     parts = [record["method"], record["preset"], *changed, record["dataset"]]
     parts += [record["split"], record["backbone"]]
     if record["name"] != record["method"]:

@@ -66,10 +66,24 @@ def train(
         found = evaluate_together(
             list(models.values()), val_set, limit_crf=cfg.limit_crf, progress=True
         )
-        for record in found:
+        for record, segmenter in zip(found, models.values(), strict=True):
+            if hasattr(method, "score_objects"):
+                record |= _objects(method, own, segmenter)
             write_record(record, folder / "records")
         records += found
     return records
+
+
+def _objects(
+    method: ModuleType, cfg: Recipe, segmenter: Segmenter
+) -> dict[str, dict[str, Any]]:
+    """The record's section on objects; a model that finds too few is told so."""
+    try:
+        found = method.score_objects(cfg, segmenter, progress=True)
+    except ValueError as error:
+        print(f"objects not scored: {error}")
+        return {}
+    return {"segments": found} if found else {}
 
 
 def rescore(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets.benchmark_files import make_voc
 from tests.models import Stripes
-from uss_utils import learning
+from uss_utils import learning, runs
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import maskcontrast
 from uss_utils.methods.maskcontrast import Config
@@ -206,3 +207,27 @@ def test_views_from_whole_images_of_any_size(tmp_path):
     pairs = maskcontrast.TwoViewDataset(images, masks, 32, scale=cfg.scale)
     batch = pairs.draw(torch.arange(3), torch.Generator().manual_seed(0))
     assert batch["view_q"].shape == (3, 3, 32, 32)
+
+
+# ------------------------------------------------------------------- the whole of VOC
+
+
+@pytest.mark.parametrize("masks", ["supervised", "ncut"])
+def test_voc_from_the_command_line(tmp_path, masks, capsys):
+    root = make_voc(tmp_path / "voc", "release", saliency=("supervised",))
+    small = {"network": "resnet18", "start": "random", "frozen_stages": 0}
+    small |= {"stages": 1, "decoder": "conv", "mid": 8, "dim": 4, "view_size": 16}
+    small |= {"size": (32, 32), "steps": 2, "batch_size": 2, "queue": 4}
+    small |= {"mask_backbone": "vit_tiny_random", "masks": masks, "root": root}
+    cfg = Config.preset("voc-resnet50", **small | {"mask_side": 32})
+    (record,) = runs.train(maskcontrast, cfg, [0], tmp_path / "out", device="cpu")
+    assert record["dataset"] == "voc" and record["split"] == "val"
+    # Two photographs hold fewer objects than there are classes: said, not fatal.
+    assert "objects not scored: " in capsys.readouterr().out
+    assert list((tmp_path / "out" / "records").glob("*.json"))
+
+
+def test_objects_are_scored_where_there_is_a_background(tmp_path):
+    cfg = smoke()
+    model = maskcontrast.train(cfg, maskcontrast.prepare(cfg, boxes())).segmenter
+    assert maskcontrast.score_objects(cfg, model) is None  # the scenes have none

@@ -177,6 +177,14 @@ PRESETS = presets(
         dataset="camvid",
         size=(240, 320),
     ),
+    camvid_vits16=Config(
+        **_SMALL
+        | {"stages": 4, "start": "imagenet", "view_size": 224, "steps": 1000}
+        | {"mask_backbone": "dino_vits16", "mask_features": "keys", "mask_map": "none"},
+        dataset="camvid",
+        size=(320, 416),
+        mask_side=480,
+    ),
     voc_resnet50=Config(**_VOC, masks="supervised", start="imagenet", frozen_stages=2),
     voc_resnet50_unsupervised=Config(
         **_VOC | _UNSUPERVISED, masks="unsupervised", start="moco_v2_800ep.pth.tar"

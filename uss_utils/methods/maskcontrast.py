@@ -12,6 +12,7 @@ No label and no strong frozen network has a part in the training: masks may come
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from uss_utils import learning
-from uss_utils.datasets import SegmentationDataset
+from uss_utils.datasets import SegmentationDataset, voc
+from uss_utils.datasets.objects import BACKGROUND
 from uss_utils.environment import generator
 from uss_utils.learning import Trained, Watch
 from uss_utils.mask_files import MaskFiles, open_masks
@@ -39,7 +41,9 @@ from uss_utils.resnets import dilated_resnet
 from uss_utils.run_state import own_random_state
 from uss_utils.saliency import balanced_bce
 from uss_utils.schedules import poly_schedule
+from uss_utils.segment_evaluation import VOC7, evaluate_segments
 from uss_utils.segment_maps import label_maps, segment_prototypes
+from uss_utils.segmenter import Segmenter
 from uss_utils.segments import SegmentMemory, cluster_segments
 from uss_utils.training import History, fit
 
@@ -61,6 +65,7 @@ __all__ = [
     "object_prototypes",
     "pixel_object_logits",
     "prepare",
+    "score_objects",
     "segment_prototypes",
     "train",
 ]
@@ -217,6 +222,33 @@ def optimiser(cfg: Config, model: MaskContrast) -> SGD:
     """SGD over all weights of the query network that are not frozen."""
     weights = [p for p in model.query.parameters() if p.requires_grad]
     return SGD(weights, cfg.lr, cfg.momentum, weight_decay=cfg.weight_decay)
+
+
+def score_objects(
+    cfg: Config, segmenter: Segmenter, *, progress: bool = False
+) -> dict[str, Any] | None:
+    """The paper's own evaluations: k-means of the objects found, and retrieval.
+
+    Args:
+        cfg: the settings; both splits are theirs, the memory is made of "train".
+        segmenter: a trained model.
+        progress: show bars.
+
+    Returns:
+        The section "segments" of a record, see :mod:`uss_utils.segment_evaluation`;
+        None where the data set knows no background.
+    """
+    val_set = cfg.open("val")
+    if not val_set.has_labels or val_set.classes[0] != BACKGROUND:
+        return None
+    return evaluate_segments(
+        lambda images: segmenter.head.maps(segmenter.backbone.features(images)),
+        val_set,
+        cfg.override(train_split="train").open("train"),
+        subsets={"all": None, "7": VOC7} if val_set.name == voc.NAME else None,
+        device=segmenter.device,
+        progress=progress,
+    )
 
 
 @torch.no_grad()
