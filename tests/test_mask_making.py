@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.models import Stripes
 from uss_utils import backbones, crf, mask_making, saliency
+from uss_utils.datasets.scenes import Scenes
 from uss_utils.mask_making import MaskRecipe, make_masks
 
 PLAIN = MaskRecipe(features="feat", refine=False)
@@ -64,6 +65,38 @@ def test_several_objects_are_numbered(tmp_path):
 def test_several_objects_need_cuts():
     with pytest.raises(ValueError, match="'degree' hold one object per image"):
         MaskRecipe("degree", objects=2)
+    with pytest.raises(ValueError, match="distilled head predicts one object per"):
+        MaskRecipe(objects=2, distil="linear")
+
+
+@pytest.mark.parametrize("method", ["ncut", "attention", "degree"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_distilled_masks_do_not_depend_on_where_the_work_began(tmp_path, method, kind):
+    recipe = replace(PLAIN, method=method, fixed="centre", distil=kind)
+    before = made(tmp_path, recipe)
+    assert {value for mask in before for value in np.unique(mask)} == {0, 255}
+    for index in (0, 3):
+        (tmp_path / f"{index:06d}.png").unlink()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    assert all(map(np.array_equal, made(tmp_path, recipe), before))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_distilled_head_beats_the_cuts_it_learned_from(tmp_path):
+    """What stands on the ground of generated streets, against sky and ground."""
+    scenes = Scenes(n=40)
+    backbone = backbones.load("vit_tiny_scenes")
+    names = ("building", "vegetation", "car", "person")
+    ids = [scenes.classes.index(name) for name in names]
+    truth = np.isin([scenes.read_label(i) for i in range(40)], ids)
+    scores = {}
+    for kind in ("none", "linear"):
+        recipe = MaskRecipe(fixed="centre", tau=0.1, distil=kind, refine=False)
+        files = make_masks(scenes, backbone, recipe, folder=tmp_path / kind, workers=1)
+        masks = np.stack([np.array(Image.open(file)) > 0 for file in files])
+        scores[kind] = (masks & truth).sum() / (masks | truth).sum()
+    assert scores["linear"] > scores["none"] + 0.1
 
 
 @needs_crf

@@ -1,6 +1,7 @@
 """Making object masks from the features of a frozen vision transformer.
 
-Features -> objects on the grid of patches (:mod:`uss_utils.saliency`) -> dense CRF at
+Features -> objects on the grid of patches (:mod:`uss_utils.saliency`) -> if wanted,
+what a head predicts that learned them (:mod:`uss_utils.saliency_head`) -> dense CRF at
 the size of the image -> cleaning. Images whose file is there are not done again, so a
 killed run goes on where it was.
 """
@@ -28,13 +29,18 @@ from uss_utils.environment import generator
 from uss_utils.extraction import device_of
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise, fit_standardise
+from uss_utils.mask_cleaning import LEVEL
 from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
 from uss_utils.resumable import claim, explained, locked
+from uss_utils.run_state import own_random_state
+from uss_utils.saliency_head import SaliencyHead, distil_saliency
 from uss_utils.upsampling import upsample
 
 BATCH = 32  # images read at a time
 FIT_IMAGES = 200  # evenly spaced, whose patches the fixed map is fitted to
 FIT_PATCHES = 12_000
+DISTIL_EPOCHS = 6
+DISTIL_NUMBERS = 100_000_000  # of features in memory; more images are left out
 FORMAT = 1
 
 
@@ -48,13 +54,15 @@ class MaskRecipe:
         fixed: fixed map of them, fitted to the data set: "none", "centre", "whiten".
         tau: cosine above which two patches are joined ("ncut").
         objects: most objects per image; more than one for "ncut" alone.
+        distil: kind of the head that learns the masks of all images and then makes
+            them, see :class:`~uss_utils.saliency_head.SaliencyHead`; or "none".
         min_area: share of the image that an object has to cover.
         refine: sharpen with the dense CRF, where pydensecrf is installed.
         side: longer side of the image that the backbone sees, in pixels; None: the
             image's own, brought to multiples of the patch.
 
     Raises:
-        ValueError: several objects of a method that finds one.
+        ValueError: several objects of what finds one.
     """
 
     method: Literal["ncut", "attention", "degree"] = "ncut"
@@ -62,6 +70,7 @@ class MaskRecipe:
     fixed: Literal["none", "centre", "whiten"] = "none"
     tau: float = 0.2
     objects: int = 1
+    distil: Literal["none", "linear", "conv"] = "none"
     min_area: float = 0.01
     refine: bool = True
     side: int | None = None
@@ -72,6 +81,11 @@ class MaskRecipe:
             raise ValueError(
                 f"masks of {self.method!r} hold one object per image, got objects="
                 f"{self.objects}; use 'ncut'"
+            )
+        if self.objects > 1 and self.distil != "none":
+            raise ValueError(
+                f"a distilled head predicts one object per image, got objects="
+                f"{self.objects}; use distil='none'"
             )
 
 
@@ -152,6 +166,7 @@ class _Maker:
         self.dataset, self.backbone, self.recipe = dataset, backbone, recipe
         self.sharp = sharp
         self.fixed = self._fit() if recipe.fixed != "none" else None
+        self.head = self._distil() if recipe.distil != "none" else None
 
     def run(
         self,
@@ -198,6 +213,29 @@ class _Maker:
         chosen = torch.randperm(len(rows), generator=generator(0))[:FIT_PATCHES]
         return fit_standardise(rows[chosen], self.recipe.fixed)
 
+    def _distil(self) -> SaliencyHead:
+        """A head that learned the masks of images of the most frequent shape."""
+        h, w = self._mapped(self._pixels(0)[None]).shape[-2:]
+        most = max(1, DISTIL_NUMBERS // (self.backbone.dim * h * w))
+        n = len(self.dataset)
+        some = np.linspace(0, n - 1, min(n, most)).round().astype(int)
+        found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for _, pixels in self._groups(some.tolist()):
+            feat = self._mapped(pixels)
+            pair = feat.half(), self._estimate(pixels, feat) > LEVEL
+            found.setdefault(tuple(feat.shape[-2:]), []).append(pair)
+        pairs = max(found.values(), key=lambda pairs: sum(len(f) for f, _ in pairs))
+        feat, masks = (torch.cat(part) for part in zip(*pairs, strict=True))
+        with own_random_state(0, torch.device("cpu")):
+            head = SaliencyHead(feat.shape[1], self.recipe.distil)
+        distil_saliency(head, feat, masks, DISTIL_EPOCHS)
+        return head.requires_grad_(False)
+
+    def _mapped(self, pixels: np.ndarray) -> Tensor:
+        """Features behind the fixed map, shape (B, C, h, w)."""
+        feat = self._features(pixels)
+        return feat if self.fixed is None else self.fixed(feat)
+
     @torch.no_grad()
     def _features(self, pixels: np.ndarray) -> Tensor:
         """Raw features of images (B, H, W, 3), shape (B, C, h, w), on the CPU."""
@@ -217,12 +255,10 @@ class _Maker:
 
     def _objects(self, pixels: np.ndarray, pool: crf.CRFPool) -> list[np.ndarray]:
         """Objects of images of one size, uint8 (H, W) each."""
-        if self.recipe.method == "ncut":
-            feat = self._features(pixels)
-            feat = feat if self.fixed is None else self.fixed(feat)
-            found = self._cut(feat)
+        if self.head is not None:
+            found = self.head(self._mapped(pixels)).sigmoid()
         else:
-            found = self._other(pixels)
+            found = self._estimate(pixels)
         size = pixels.shape[1:3]
         if found.dtype == torch.uint8:
             large = self._sharpened_ids(pixels, found, pool)
@@ -237,22 +273,26 @@ class _Maker:
         nothing = np.zeros(size, np.uint8)
         return [nothing if m is None else m.astype(np.uint8) for m in cleaned]
 
-    def _cut(self, feat: Tensor) -> Tensor:
-        """Soft maps (B, h, w) of one object, or ids of several, uint8."""
-        grid, rows = feat.shape[-2:], feat.flatten(2).mT
+    def _estimate(self, pixels: np.ndarray, feat: Tensor | None = None) -> Tensor:
+        """Soft maps (B, h, w) of one object, or ids of several, uint8.
+
+        ``feat`` are the mapped features, where they are known.
+        """
         recipe = self.recipe
+        if recipe.method == "attention":
+            return self._attended(pixels)
+        feat = self._mapped(pixels) if feat is None else feat
+        grid, rows = feat.shape[-2:], feat.flatten(2).mT
+        if recipe.method == "degree":
+            return saliency.degree_seed(rows, grid).float()
         if recipe.objects > 1:
             return saliency.ncut_objects(rows, grid, recipe.objects, recipe.tau)
         cut = saliency.ncut_saliency(rows, grid, recipe.tau)
         # The kept piece alone: elsewhere no more than undecided.
-        return torch.where(cut.mask, cut.soft, cut.soft.clamp(max=0.5))
+        return torch.where(cut.mask, cut.soft, cut.soft.clamp(max=LEVEL))
 
-    def _other(self, pixels: np.ndarray) -> Tensor:
-        """Masks of the two cheap ways, as soft maps (B, h, w)."""
-        if self.recipe.method == "degree":
-            feat = self._features(pixels)
-            feat = feat if self.fixed is None else self.fixed(feat)
-            return saliency.degree_seed(feat.flatten(2).mT, feat.shape[-2:]).float()
+    def _attended(self, pixels: np.ndarray) -> Tensor:
+        """Masks of the class token's attention, as soft maps (B, h, w)."""
         images = self._resized(normalise(pixels)).to(device_of(self.backbone))
         with torch.no_grad():
             found = self.backbone(images, attention=True)
