@@ -92,7 +92,9 @@ def settings(**changes):
     values |= {"masks": "ncut", "tau": 0.2}
     values["load_mask_backbone"] = lambda _: backbones.load("vit_tiny_random")
     return SimpleNamespace(
-        **values | {"objects": 1, "refine": False, "root": None} | changes
+        **values
+        | {"objects": 1, "distil": "none", "refine": False, "root": None}
+        | changes
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from tests.models import Stripes
 from uss_utils import backbones, crf, mask_making, saliency
@@ -62,11 +63,22 @@ def test_several_objects_are_numbered(tmp_path):
         assert set(np.unique(mask)) == set(range(mask.max() + 1))
 
 
-def test_several_objects_need_cuts():
-    with pytest.raises(ValueError, match="'degree' hold one object per image"):
-        MaskRecipe("degree", objects=2)
-    with pytest.raises(ValueError, match="distilled head predicts one object per"):
-        MaskRecipe(objects=2, distil="linear")
+@pytest.mark.parametrize("recipe", [{"method": "degree"}, {"distil": "linear"}])
+def test_several_objects_may_be_the_pieces_of_one_mask(tmp_path, recipe):
+    class Pieces(Stripes):
+        def read(self, index):
+            image = np.full((32, 48, 3), 60, np.uint8)
+            image[4:28, 4:16] = image[8:24, 28:44] = (240, 40, 60)
+            return image, np.zeros((32, 48), np.int64)
+
+    recipe = replace(PLAIN, **recipe)
+    one = made(tmp_path / "one", recipe, dataset=Pieces(n=2))
+    several = made(tmp_path / "two", replace(recipe, objects=2), dataset=Pieces(n=2))
+    for mask, ids in zip(one, several, strict=True):
+        pieces, count = ndimage.label(mask, np.ones((3, 3)))
+        area = sorted(np.bincount(pieces.ravel())[1:], reverse=True)[:2]
+        assert [(ids == k + 1).sum() for k in range(min(2, count))] == area
+        assert not (ids[mask == 0]).any()
 
 
 @pytest.mark.parametrize("method", ["ncut", "attention", "degree"])

@@ -35,6 +35,7 @@ class Settings(Protocol):
     mask_side: int | None
     tau: float
     objects: int
+    distil: Literal["none", "linear", "conv"]
     refine: bool
     root: str | Path | None
 
@@ -191,6 +192,7 @@ def open_masks(
         cfg.mask_map,
         cfg.tau,
         cfg.objects,
+        distil=cfg.distil,
         refine=cfg.refine,
         side=cfg.mask_side,
     )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,7 +30,7 @@ from uss_utils.environment import generator
 from uss_utils.extraction import device_of
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise, fit_standardise
-from uss_utils.mask_cleaning import LEVEL
+from uss_utils.mask_cleaning import EIGHT, LEVEL
 from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
 from uss_utils.resumable import claim, explained, locked
 from uss_utils.run_state import own_random_state
@@ -53,16 +54,14 @@ class MaskRecipe:
         features: of the last block: its keys, or what it gives ("feat").
         fixed: fixed map of them, fitted to the data set: "none", "centre", "whiten".
         tau: cosine above which two patches are joined ("ncut").
-        objects: most objects per image; more than one for "ncut" alone.
+        objects: most objects per image. Several come from repeated cuts ("ncut" without
+            a head), or are the largest connected pieces of the one mask there is.
         distil: kind of the head that learns the masks of all images and then makes
             them, see :class:`~uss_utils.saliency_head.SaliencyHead`; or "none".
         min_area: share of the image that an object has to cover.
         refine: sharpen with the dense CRF, where pydensecrf is installed.
         side: longer side of the image that the backbone sees, in pixels; None: the
             image's own, brought to multiples of the patch.
-
-    Raises:
-        ValueError: several objects of what finds one.
     """
 
     method: Literal["ncut", "attention", "degree"] = "ncut"
@@ -75,18 +74,9 @@ class MaskRecipe:
     refine: bool = True
     side: int | None = None
 
-    def __post_init__(self) -> None:
-        """Check what does not go together."""
-        if self.objects > 1 and self.method != "ncut":
-            raise ValueError(
-                f"masks of {self.method!r} hold one object per image, got objects="
-                f"{self.objects}; use 'ncut'"
-            )
-        if self.objects > 1 and self.distil != "none":
-            raise ValueError(
-                f"a distilled head predicts one object per image, got objects="
-                f"{self.objects}; use distil='none'"
-            )
+    def cuts(self) -> int:
+        """Cuts of an image, where objects come from cuts."""
+        return self.objects if self.distil == "none" else 1
 
 
 def make_masks(
@@ -270,8 +260,20 @@ class _Maker:
             else:
                 soft = upsample(found[:, None], size)[:, 0]
             cleaned = [saliency.clean_mask(each, self.recipe.min_area) for each in soft]
+            cleaned = [m if m is None else self._pieces(m) for m in cleaned]
         nothing = np.zeros(size, np.uint8)
         return [nothing if m is None else m.astype(np.uint8) for m in cleaned]
+
+    def _pieces(self, mask: np.ndarray) -> np.ndarray:
+        """A mask as it is, or its largest connected pieces, numbered by size."""
+        if self.recipe.objects == 1:
+            return mask
+        pieces, count = ndimage.label(mask, EIGHT)
+        area = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        numbers = np.zeros(count + 1, np.uint8)
+        largest = np.argsort(-area, kind="stable")[: self.recipe.objects]
+        numbers[1 + largest] = np.arange(1, len(largest) + 1)
+        return numbers[pieces]
 
     def _estimate(self, pixels: np.ndarray, feat: Tensor | None = None) -> Tensor:
         """Soft maps (B, h, w) of one object, or ids of several, uint8.
@@ -285,8 +287,8 @@ class _Maker:
         grid, rows = feat.shape[-2:], feat.flatten(2).mT
         if recipe.method == "degree":
             return saliency.degree_seed(rows, grid).float()
-        if recipe.objects > 1:
-            return saliency.ncut_objects(rows, grid, recipe.objects, recipe.tau)
+        if recipe.cuts() > 1:
+            return saliency.ncut_objects(rows, grid, recipe.cuts(), recipe.tau)
         cut = saliency.ncut_saliency(rows, grid, recipe.tau)
         # The kept piece alone: elsewhere no more than undecided.
         return torch.where(cut.mask, cut.soft, cut.soft.clamp(max=LEVEL))

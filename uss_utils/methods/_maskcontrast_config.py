@@ -41,6 +41,8 @@ class Config(LearnedRecipe):
         mask_side: longer side of the image that it sees; None: the image's own.
         tau: cosine above which two patches are joined.
         objects: most objects per image.
+        distil: replace each image's mask by what a head predicts that learned from all
+            of them, "linear" or "conv".
         refine: sharpen the masks with the dense CRF.
         view_size: side of a view in pixels.
         scale: range of a view's share of its image's area.
@@ -75,6 +77,7 @@ class Config(LearnedRecipe):
     mask_side: int | None = None
     tau: float = 0.2
     objects: int = 1
+    distil: Literal["none", "linear", "conv"] = "none"
     refine: bool = True
     view_size: int = 224
     scale: tuple[float, float] = (0.2, 1.0)
