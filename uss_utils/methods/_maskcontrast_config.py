@@ -154,9 +154,10 @@ _SMALL: dict[str, Any] = {
     "mid": 128,
     "upsample": False,
     "mask_backbone": "vit_tiny_scenes",
-    "mask_features": "feat",
-    "mask_map": "whiten",
-    "objects": 3,
+    "mask_map": "centre",
+    "tau": 0.1,
+    "distil": "linear",
+    "objects": 4,
     "view_size": 96,
     "scale": (0.4, 1.0),
     "batch_size": 16,
@@ -183,7 +184,7 @@ PRESETS = presets(
     camvid_vits16=Config(
         **_SMALL
         | {"stages": 4, "start": "imagenet", "view_size": 224, "steps": 1000}
-        | {"mask_backbone": "dino_vits16", "mask_features": "keys", "mask_map": "none"},
+        | {"mask_backbone": "dino_vits16", "mask_map": "none", "tau": 0.2},
         dataset="camvid",
         size=(320, 416),
         mask_side=480,
