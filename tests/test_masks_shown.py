@@ -33,6 +33,11 @@ class TestEnlarge:
         assert found.tolist() == [[0, 0, 0, 1, 1]] * 3
 
 
+def test_colours_of_masks_hold_no_grey():
+    colours = masks_shown.mask_colours(40).astype(int)
+    assert len(colours) == 40 and (np.ptp(colours, axis=1) > 16).all()
+
+
 class TestFilmStrip:
     feat = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 0.0, 5.0]]]).repeat(2, 1, 1)
     feat[1] = torch.tensor([[0.0, 2.0, 2.0], [2.0, 2.0, 0.0]])
@@ -75,7 +80,7 @@ class TestSharpened:
     def test_without_the_crf_the_masks_stay(self, monkeypatch):
         monkeypatch.setattr(crf, "available", lambda: False)
         figure = masks_shown.sharpened(IMAGE, self.ids, 2, 5, crf.DEFAULT)
-        assert [ax.get_title() for ax in figure.axes] == ["image", "masks"]
+        assert [ax.get_title() for ax in figure.axes] == ["image", "median"]
 
     def test_a_gain_makes_the_masks_heard(self):
         if not crf.available():
@@ -86,7 +91,7 @@ class TestSharpened:
         image = np.full((32, 32, 3), 90, dtype=np.uint8)
         figure = masks_shown.sharpened(image, ids, 2, 30, crf.DEFAULT)
         titles = [ax.get_title() for ax in figure.axes]
-        assert titles == ["image", "masks", "published", "gain 30"]
+        assert titles == ["image", "median", "published", "yours"]
         colours = [
             len(np.unique(shown(ax).reshape(-1, 3), axis=0)) for ax in figure.axes
         ]
@@ -113,7 +118,9 @@ class TestVotes:
 class TestLines:
     def test_a_line_per_panel_and_marks_in_all(self):
         panels = {"a": ([0, 1, 2], torch.ones(3)), "b": (range(2), [3, 4])}
-        figure = masks_shown.line_panels(panels, xlabel="t", marks={"here": 0.5})
+        names = {"xlabel": "t", "ylabel": "weight"}
+        figure = masks_shown.line_panels(panels, **names, marks={"here": 0.5})
+        assert [ax.get_ylabel() for ax in figure.axes] == ["weight", ""]
         assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
         for ax, (_, y) in zip(figure.axes, panels.values(), strict=True):
             line, mark = ax.lines

@@ -47,6 +47,16 @@ def group_colours(k: int) -> np.ndarray:
     return default_palette(2 * k)[::2]
 
 
+def mask_colours(count: int) -> np.ndarray:
+    """Colours of an image's masks; no greys, which mean "in no mask".
+
+    Args:
+        count: number of masks; colours repeat after 18.
+    """
+    strong = [c for c in default_palette(20) if c.max() - c.min() > 16]
+    return np.array(strong)[np.arange(count) % len(strong)]
+
+
 def film_strip(
     image: Any, feat: Any, masks: Any, seeds: Any, directions: Any, *, title: str = ""
 ) -> Figure:
@@ -127,12 +137,12 @@ def sharpened(
     """
     image, ids = to_rgb(image), to_numpy(ids)
     hot = torch.from_numpy(np.eye(count + 1, dtype=np.float32)[ids + 1]).movedim(-1, 0)
-    columns = {"image": image, "masks": enlarge(ids, image.shape[:2])}
-    ways = {"published": (1, crf.DEFAULT), f"gain {gain:g}": (gain, params)}
+    columns = {"image": image, "median": enlarge(ids, image.shape[:2])}
+    ways = {"published": (1, crf.DEFAULT), "yours": (gain, params)}
     for name, (factor, used) in ways.items() if crf.available() else ():
         found = crf.dense_crf(torch.from_numpy(image), factor * hot, used)
         columns[name] = found.argmax(0).numpy() - 1
-    return show_row(**columns, palette=default_palette(count))
+    return show_row(**columns, palette=mask_colours(count))
 
 
 def mask_votes(image: Any, inside: Any, votes: Any, *, title: str = "") -> Figure:
@@ -171,6 +181,7 @@ def line_panels(
     panels: Mapping[str, tuple[Any, Any]],
     *,
     xlabel: str = "",
+    ylabel: str = "",
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """One line per panel, over axes that mean the same.
@@ -178,6 +189,7 @@ def line_panels(
     Args:
         panels: title of a panel -> x and y, shape (N,) each.
         xlabel: what the horizontal axes are.
+        ylabel: what the vertical ones are, written once.
         marks: name -> x of a dashed line in every panel.
 
     Raises:
@@ -191,10 +203,15 @@ def line_panels(
         ax.plot(to_numpy(x), to_numpy(y), color=PLAIN)
         for name, at in (marks or {}).items():
             ax.axvline(at, color="0.45", ls="--", lw=1)
-            place = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top"}
+            place = {
+                "xycoords": ("data", "axes fraction"),
+                "rotation": 90,
+                "va": "bottom",
+            }
             behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            ax.annotate(name, (at, 0.98), ha="center", fontsize=8, bbox=behind, **place)
+            ax.annotate(name, (at, 0.04), ha="center", fontsize=8, bbox=behind, **place)
         ax.set(title=title, xlabel=xlabel)
+    axes[0].set_ylabel(ylabel)
     return figure
 
 
