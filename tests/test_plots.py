@@ -210,6 +210,11 @@ class TestCharts:
         with pytest.raises(ValueError, match="there are: none"):
             plots.curves([])
 
+    def test_the_moving_average_stands_in_the_middle_of_its_window(self):
+        raw, mean = plots.curves({"a": [0.0, 1, 2, 3, 4]}, smooth=3).axes[0].lines
+        assert np.array_equal(mean.get_xdata(), raw.get_xdata()[1:4])
+        assert np.allclose(mean.get_ydata(), [1, 2, 3])
+
     def test_heatmap_marks_the_queried_patch(self, image):
         figure = plots.heatmap_on(image, np.random.rand(2, 3), (1, 2))  # noqa: NPY002
         box = figure.axes[0].patches[0]

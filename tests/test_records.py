@@ -185,6 +185,8 @@ def test_a_model_against_the_best_other(base):
         "new against better: +5.0 points of cluster.train.miou; seeds alone move them "
         "by 3.0 and 1.0"
     )
+    assert versus(records, "new", paired=True).endswith("seed by seed +4.0 to +6.0")
+    assert "seed by seed" not in versus(records[::2], "new", paired=True)
     assert versus(records[::2], "old").startswith("old against new: -14.0 points")
     assert "seeds" not in versus(records[::2], "old")
     with pytest.raises(ValueError, match="comparing 'newest'.*there are: old, better"):

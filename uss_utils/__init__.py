@@ -97,7 +97,8 @@ Training
 
 Teaching and course
     plots *         every figure; of charts, distributions, colours, figures
-    diagrams *      drawings that explain; proxies: those of walking anchors
+    diagrams *      drawings that explain; proxies: those of walking anchors,
+                    masks_shown: of masks that grow and vote
     widgets *       controls around a drawing function
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters

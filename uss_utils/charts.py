@@ -106,7 +106,8 @@ def curves(
         ax.plot(x, y, color=PLAIN, alpha=0.35 if smooth > 1 else 1)
         if smooth > 1 and len(y) >= smooth:
             mean = np.convolve(y, np.ones(smooth) / smooth, mode="valid")
-            ax.plot(x[smooth - 1 :], mean, color=PLAIN)
+            start = (smooth - 1) // 2  # the mean stands in the middle of its window
+            ax.plot(x[start : start + len(mean)], mean, color=PLAIN)
         ax.set(xlabel="step", title=name.replace("_", " "))
     for ax in grid[len(names) :]:
         ax.axis("off")

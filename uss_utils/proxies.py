@@ -1,4 +1,4 @@
-"""Proxies that walk, as figures: on the unit circle, and what their way changes."""
+"""Proxies that walk, as figures: on the unit circle, and what their path changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def zones(sim: Any, phi: Any, psi: Any) -> np.ndarray:
 
 
 def walk_on_circle(points: Any, way: Sequence[tuple[Any, Any, Any]]) -> Figure:
-    """A proxy's way on the unit circle, one panel per moment.
+    """A proxy's path on the unit circle, one panel per moment.
 
     Points are drawn a little outside the circle, so that dense places show. The arc
     inside says what a point there would be; stars are the proxy's places so far.
@@ -66,7 +66,7 @@ def walk_on_circle(points: Any, way: Sequence[tuple[Any, Any, Any]]) -> Figure:
     Args:
         points: unit vectors, shape (N, 2).
         way: at the anchor and after every step the proxy, shape (2,), phi and psi; of a
-            long way some moments are shown, the first and the last among them.
+            long path some moments are shown, the first and the last among them.
 
     Raises:
         ValueError: points or places that are not of the plane.
@@ -177,9 +177,9 @@ def band_against_way(
     """How far proxies went, and the width of their ambiguous zones over it.
 
     Args:
-        moved: length of every anchor's way, the sum of 1 - cos, any shape.
+        moved: length of every anchor's path, the sum of 1 - cos, any shape.
         band: phi - psi of the same anchors; below 0 the boundaries have crossed.
-        closes_at: the way at which the width is 0.
+        closes_at: the path length at which the width is 0.
         lonely: bool, anchors without positives, drawn black; None: none is.
     """
     moved, band = (to_numpy(value).ravel() for value in (moved, band))
@@ -187,7 +187,9 @@ def band_against_way(
     figure = new_figure(7.2, 2.5)
     left, right = new_axes(figure, 1, 2)[0]
     left.hist(moved, BINS // 2, color=PLAIN)
-    left.set(title="how far the proxies went", xlabel="way D", yticks=[])
+    left.set(
+        title="how far the proxies went", xlabel="path D", ylabel="anchors", yticks=[]
+    )
     left.grid(False, axis="y")
     right.plot(moved[~alone], band[~alone], ".", ms=4, color=PLAIN)
     if alone.any():
@@ -195,6 +197,6 @@ def band_against_way(
         right.plot(moved[alone], band[alone], "o", ms=4, **marks)
     right.axhline(0, color="0.5", lw=1)
     right.axvline(closes_at, color=ACCENT, ls="--", label="D*: the zone closes")
-    right.set(title="width of the zone", xlabel="way D", ylabel="Φ − Ψ")
+    right.set(title="width of the zone", xlabel="path D", ylabel="Φ − Ψ")
     right.legend(loc="lower left")
     return figure

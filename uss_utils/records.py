@@ -163,7 +163,11 @@ def per_seed(records: Iterable[dict[str, Any]], score: str) -> dict[str, list[fl
 
 
 def versus(
-    records: Iterable[dict[str, Any]], name: str, score: str = "cluster.train.miou"
+    records: Iterable[dict[str, Any]],
+    name: str,
+    score: str = "cluster.train.miou",
+    *,
+    paired: bool = False,
 ) -> str:
     """One line: how far a model is from the best other, and what seeds alone move.
 
@@ -171,6 +175,8 @@ def versus(
         records: seeds of the model and of what it is compared with.
         name: of the model, as its records have it.
         score: a name of :func:`scores`.
+        paired: both come from the same start under the same seed, so that the gain of
+            every seed counts, too.
 
     Raises:
         ValueError: no record of the model, or of any other, holds the score.
@@ -188,6 +194,9 @@ def versus(
     apart = [max(values[n]) - min(values[n]) for n in (name, best)]
     if len(values[name]) > 1 or len(values[best]) > 1:
         line += f"; seeds alone move them by {apart[0]:.1f} and {apart[1]:.1f}"
+    if paired and len(values[name]) > 1:
+        gains = [a - b for a, b in zip(values[name], values[best], strict=True)]
+        line += f"; seed by seed {min(gains):+.1f} to {max(gains):+.1f}"
     return line
 
 

@@ -23,7 +23,7 @@ def relocate() -> Iterator:
 
 @register("closing_way")
 def closing_way() -> Iterator:
-    """``f(phi0, psi0, sigma_pos, sigma_amb)``: the way at which the zone is closed."""
+    """``f(phi0, psi0, sigma_pos, sigma_amb)``: the path length that closes the zone."""
     yield (0.55, 0.2, 3.0, 3.0), 0.525
     yield (0.55, 0.15, 3.0, 4.0), 0.4 * 12 / 7
     yield (0.6, 0.2, 3.0, 2.0), 0.48
