@@ -137,6 +137,9 @@ def fixed_map(
         look: what of the source's maps the map sees.
     """
     maps = (look(feat.to(device)) for _, feat in source.batches())
+    if cfg.standardise == "none":  # nothing to fit: one batch tells the width
+        width = next(maps).shape[1]
+        return Standardise(torch.zeros(width)).to(device)
     rows = random_patches(maps, len(source), TOKENS, generator(cfg.seed))
     fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim)
     return fixed.to(device)

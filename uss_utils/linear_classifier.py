@@ -23,7 +23,7 @@ from uss_utils.crf import CRFParams, CRFPool, dense_crf_batch
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.labels import IGNORE
 from uss_utils.datasets.turning import random_turn
-from uss_utils.environment import generator
+from uss_utils.environment import generator, pick_device
 from uss_utils.metrics import Confusion
 from uss_utils.probes import (
     LinearProbe,
@@ -131,8 +131,8 @@ def train_linear_classifier(
     """Train a classifier on frozen features.
 
     Args:
-        features: a function, module or method; put into eval mode meanwhile. It has to
-            compute on ``device``.
+        features: a module or a method of one, put into eval mode meanwhile, or a plain
+            function, which has to see to it itself. It has to compute on ``device``.
         train_set: labelled images that its transform brings to one size.
         recipe: None: :class:`ClassifierRecipe` as it is.
         eval_set: scored after every epoch, at the network's size; the history's
@@ -148,7 +148,7 @@ def train_linear_classifier(
     Raises:
         ValueError: no labels, or fewer images than a batch takes.
     """
-    recipe = recipe or ClassifierRecipe()
+    recipe, device = recipe or ClassifierRecipe(), pick_device(str(device))
     n_classes = train_set.n_classes
     if not train_set.has_labels:
         raise ValueError(
@@ -173,7 +173,7 @@ def train_linear_classifier(
     with eval_mode(features):
         with torch.no_grad():
             first = train_set.batch([0])[0]
-            dim = features(first.to(torch.device(device))).shape[1]
+            dim = features(first.to(device)).shape[1]
         probe = recipe.probe(dim, n_classes)
         history = fit(
             probe,

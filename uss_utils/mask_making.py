@@ -74,6 +74,15 @@ class MaskRecipe:
     refine: bool = True
     side: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check what a byte can hold.
+
+        Raises:
+            ValueError: too many objects, or none.
+        """
+        if not 1 <= self.objects <= 254:
+            raise ValueError(f"objects={self.objects} per image have to be 1..254")
+
     def cuts(self) -> int:
         """Cuts of an image, where objects come from cuts."""
         return self.objects if self.distil == "none" else 1
@@ -115,6 +124,7 @@ def make_masks(
         "images": len(dataset),
         "dataset": dataset.fingerprint(),
         "backbone": backbone.fingerprint,
+        "position": backbone.position,
         **asdict(recipe),
         "refine": asdict(crf.DEFAULT) if sharp else None,
     }
@@ -188,7 +198,7 @@ class _Maker:
                 yield [rows[k] for k in same], np.stack([images[k] for k in same])
 
     def _pixels(self, index: int) -> np.ndarray:
-        image, _ = self.dataset.read(index)
+        image = self.dataset.read_image(index)
         return self.dataset.transform.apply_image(image)
 
     def _fit(self) -> Standardise:

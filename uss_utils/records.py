@@ -19,8 +19,8 @@ from uss_utils.paths import atomic_file
 GROUP = ("method", "name", "preset", "overrides", "dataset", "split", "backbone")
 # Those of them that get a column unless all rows agree.
 FACTS = ("dataset", "split", "preset", "overrides", "backbone")
-# Header of a column, and the scores it shows (accuracy / mIoU).
 LONGEST = 120  # characters of the changed settings in a file's name
+# Header of a column, and the scores it shows (accuracy / mIoU).
 COLUMNS = {
     "cluster, map fitted on train": "cluster.train",
     "cluster, map fitted on eval": "cluster.eval",

@@ -67,23 +67,34 @@ def train(
             list(models.values()), val_set, limit_crf=cfg.limit_crf, progress=True
         )
         for record, segmenter in zip(found, models.values(), strict=True):
-            if hasattr(method, "score_objects"):
-                record |= _objects(method, own, segmenter)
-            write_record(record, folder / "records")
+            _write(record, method, own, segmenter, folder / "records")
         records += found
     return records
 
 
-def _objects(
-    method: ModuleType, cfg: Recipe, segmenter: Segmenter
-) -> dict[str, dict[str, Any]]:
-    """The record's section on objects; a model that finds too few is told so."""
+def _write(
+    record: dict[str, Any],
+    method: ModuleType,
+    cfg: Recipe,
+    segmenter: Segmenter,
+    folder: Path,
+) -> None:
+    """Write a record, then score objects where the method does, and write it again.
+
+    What goes wrong with the objects (too few of them, a memory that is not there) is
+    said and costs nothing else.
+    """
+    write_record(record, folder)
+    if not hasattr(method, "score_objects"):
+        return
     try:
         found = method.score_objects(cfg, segmenter, progress=True)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"objects not scored: {error}")
-        return {}
-    return {"segments": found} if found else {}
+        return
+    if found:
+        record["segments"] = found
+        write_record(record, folder)
 
 
 def rescore(
@@ -123,5 +134,5 @@ def rescore(
         limit_crf=limit_crf,
         progress=True,
     )
-    write_record(record, folder)
+    _write(record, method, cfg, segmenter, folder)
     return record

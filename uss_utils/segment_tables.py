@@ -162,7 +162,8 @@ def segment_table(
     """Find and describe the segments of a labelled set, in one pass.
 
     Args:
-        model: the network; put into eval mode meanwhile. It has to compute on
+        model: the network; a module, or a method of one, is put into eval mode
+            meanwhile, a plain function has to see to it itself. It has to compute on
             ``device``. Maps coarser than the images count as upsampled bilinearly.
         dataset: images that its transform brings to one size; class 0 is "background".
         protocol: None: the defaults.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets.benchmark_files import noise, write
 from uss_utils import datasets
 from uss_utils.datasets.base import Mirrored, SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise
@@ -172,3 +173,15 @@ class TestMirrored:
         plain = street()
         assert Mirrored(plain).fingerprint() != plain.fingerprint()
         assert Mirrored(plain).fingerprint() == Mirrored(street()).fingerprint()
+
+
+def test_images_are_read_without_their_labels(tmp_path):
+    write(tmp_path / "images" / "a.png", noise(8, 10, 3, 0))
+    label = tmp_path / "labels" / "a.png"
+    write(label, np.zeros((8, 10), np.uint8))
+    data = datasets.load("folder", None, tmp_path)
+    label.write_bytes(b"no picture")
+    assert np.array_equal(data.read_image(0), noise(8, 10, 3, 0))
+    assert np.array_equal(data.subset([0]).read_image(0), data.read_image(0))
+    with pytest.raises((OSError, ValueError)):
+        data.read(0)

@@ -95,7 +95,7 @@ def test_half_a_set(tmp_path):
     with pytest.raises(FileNotFoundError, match=match):
         Voc("val", root)
     (root / "ImageSets/Segmentation/val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="no list of val at .*val.txt.*downloa"):
+    with pytest.raises(FileNotFoundError, match="no list of val .*val.txt.*download"):
         Voc("val", root)
 
 

@@ -12,6 +12,7 @@ from uss_utils import learning, runs
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import maskcontrast
 from uss_utils.methods.maskcontrast import Config
+from uss_utils.records import read_records
 from uss_utils.segmenter import Segmenter
 
 
@@ -84,6 +85,10 @@ def test_presets_hold_the_published_numbers():
         ({"network": "resnet34"}, "network='resnet34' does not fit"),
         ({"probes": "alongside"}, "probes='alongside' does not fit"),
         ({"masks": "basnet"}, "masks='basnet' does not fit"),
+        ({"objects": 300}, "objects=300 has to lie in 1..254"),
+        ({"stages": 2, "frozen_stages": 3}, "frozen_stages=3 has to lie in 0..2"),
+        ({"key_momentum": 1.5}, "key_momentum=1.5 has to lie in 0..1"),
+        ({"masks": "supervised", "weights": "a.pth"}, "the ResNet's are start=FILE"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
@@ -94,6 +99,20 @@ def test_settings_that_make_no_sense(changes, message):
 def test_released_masks_of_another_data_set():
     with pytest.raises(ValueError, match="released for voc alone"):
         maskcontrast.prepare(smoke(masks="supervised"), boxes())
+
+
+def test_a_start_that_is_not_there_is_told_before_masks_are_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights to start .*start=FILE"):
+        maskcontrast.prepare(smoke(start="moco_v2_800ep.pth.tar"), boxes())
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_same_start_in_another_folder_is_no_change():
+    name = "moco_v2_800ep.pth.tar"
+    cfg = Config.preset("voc-resnet50-ncut", start=f"/somewhere/{name}")
+    assert "start" not in cfg.overrides()
+    other = Config.preset("voc-resnet50-ncut", start="/somewhere/mine.pth")
+    assert other.overrides()["start"] == "mine.pth"
 
 
 # ------------------------------------------------------------------------- training
@@ -172,6 +191,9 @@ def test_models_at_moments_and_the_untrained_one():
     assert torch.equal(weights(start), weights(seen[0]))
     norms = [m for m in start.head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert all(norm.num_batches_tracked > 0 for norm in norms)
+    again = maskcontrast.baseline(smoke(), material).segmenter
+    for one, other in zip(start.head.buffers(), again.head.buffers(), strict=True):
+        assert torch.equal(one, other)
     records = evaluate_together([start, done.segmenter], boxes())
     assert [r["name"] for r in records] == ["maskcontrast, untrained", "maskcontrast"]
 
@@ -225,6 +247,21 @@ def test_voc_from_the_command_line(tmp_path, masks, capsys):
     # Two photographs hold fewer objects than there are classes: said, not fatal.
     assert "objects not scored: " in capsys.readouterr().out
     assert list((tmp_path / "out" / "records").glob("*.json"))
+
+
+def test_objects_are_scored_again_with_the_model(tmp_path, monkeypatch):
+    section = {"kmeans": {"miou": 1.0}}
+    monkeypatch.setattr(maskcontrast, "score_objects", lambda *_, **__: section)
+    small = {"steps": 1, "mask_backbone": "vit_tiny_random", "refine": False}
+    cfg = Config.preset("smoke", **small)
+    (record,) = runs.train(maskcontrast, cfg, [0], tmp_path, device="cpu")
+    model = Segmenter.load(tmp_path / "models" / "maskcontrast-seed0.safetensors")
+    again = runs.rescore(
+        maskcontrast, model, tmp_path / "records", protocol=cfg.protocol()
+    )
+    assert record["segments"] == again["segments"] == section
+    (stored,) = read_records(tmp_path / "records")
+    assert stored["segments"] == section
 
 
 def test_objects_are_scored_where_there_is_a_background(tmp_path):

@@ -74,6 +74,13 @@ class SegmentationDataset(Dataset):
         image, label = self.read(index)
         return np.full(image.shape[:2], -1) if label is None else label
 
+    def read_image(self, index: int) -> np.ndarray:
+        """Raw pixels alone, uint8 RGB (H, W, 3).
+
+        File sets override it: their labels need not be decoded.
+        """
+        return self.read(index)[0]
+
     def item_name(self, index: int) -> str:
         """Short name of an item, unique in its split."""
         return f"{self.split}_{index:06d}"
@@ -225,6 +232,10 @@ class Subset(SegmentationDataset):
     def read_label(self, index: int) -> np.ndarray:
         """Raw label of the chosen item."""
         return self.parent.read_label(self.indices[index])
+
+    def read_image(self, index: int) -> np.ndarray:
+        """Raw pixels of the chosen item."""
+        return self.parent.read_image(self.indices[index])
 
     def item_name(self, index: int) -> str:
         """Name of the item in the set it was chosen from."""

@@ -254,6 +254,10 @@ class FileDataset(SegmentationDataset):
             return image, None
         return image, self._label(index, image.shape[1::-1])
 
+    def read_image(self, index: int) -> np.ndarray:
+        """Raw pixels alone; the label is not looked at."""
+        return self.decode_image(self.pairs[index][0])
+
     def read_label(self, index: int) -> np.ndarray:
         """Raw label alone; of the image only the header is read."""
         image_file, label_file = self.pairs[index]

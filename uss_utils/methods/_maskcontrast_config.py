@@ -1,5 +1,6 @@
 """MaskContrast's settings: the released recipes, and those of small runs."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,16 +10,17 @@ import torch
 from uss_utils import backbones, datasets
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.frozen import Frozen
+from uss_utils.mask_files import RELEASED
 from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
-
-# Masks that the authors released beside VOC, by the saliency model that made them.
-RELEASED = ("supervised", "unsupervised")
 
 
 @dataclass(frozen=True)
 class Config(LearnedRecipe):
-    """Settings of MaskContrast; the defaults are the paper's.
+    """Settings of MaskContrast.
+
+    The defaults of loss, network and optimiser are the paper's; its two recipes are the
+    presets "voc-resnet50" and "voc-resnet50-unsupervised".
 
     Attributes:
         network: the ResNet that is trained, with "pixels" as the backbone; "none": only
@@ -30,7 +32,8 @@ class Config(LearnedRecipe):
         decoder: see :class:`~uss_utils.pixel_embedder.PixelEmbedder`.
         mid: channels of the decoder.
         dim: channels D of the embedding.
-        upsample: contrast at the size of the views, not at the network's grid.
+        upsample: contrast at the size of the views, not at the network's grid; has no
+            effect on a decoder alone.
         whole: cut views from images as stored, not from those of ``size``.
         masks: "ncut", "attention" or "degree": made from ``mask_backbone``, see
             :mod:`uss_utils.mask_files`; "supervised" or "unsupervised": those that were
@@ -95,15 +98,31 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("dim", "mid", "objects", "view_size", "temperature", "lr"):
+        for name in ("dim", "mid", "view_size", "temperature", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+        for name, low, high in (
+            ("objects", 1, 254),
+            ("stages", 1, 4),
+            ("frozen_stages", 0, self.stages),
+            ("queue", 0, math.inf),
+            ("key_momentum", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has to lie in {low}..{high}"
+                )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={self.scale} has to rise within (0, 1]")
         if (self.network == "none") == (self.backbone == "pixels"):
             raise ValueError(
                 f"network={self.network!r} with backbone={self.backbone!r}: a ResNet "
                 'sees "pixels"; without one, choose a backbone that gives features'
+            )
+        if self.weights is not None and self.masks in RELEASED:
+            raise ValueError(
+                "weights are those of the vision transformer that makes masks, and "
+                f"masks={self.masks!r} are made already; the ResNet's are start=FILE"
             )
 
     def load_backbone(self, device: str | torch.device = "cpu") -> Frozen:
@@ -132,6 +151,9 @@ class Config(LearnedRecipe):
         changed = super().overrides()
         if "start" in changed:
             changed["start"] = Path(changed["start"]).name
+            preset = PRESETS.get(self.name)
+            if preset and changed["start"] == Path(preset.start).name:
+                del changed["start"]  # the same file in another folder
         return changed
 
 

@@ -155,7 +155,7 @@ class MaskedImages:
     def image(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """Pixels of one image, uint8 (H, W, 3), whose mask has the given size."""
         if isinstance(self.images, SegmentationDataset):
-            pixels, _ = self.images.read(index)
+            pixels = self.images.read_image(index)
             image = self.images.transform.apply_image(pixels)
         else:
             image = np.asarray(self.images[index])

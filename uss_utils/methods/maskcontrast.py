@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from uss_utils import learning
+from uss_utils import crf, learning
 from uss_utils.datasets import SegmentationDataset, voc
 from uss_utils.datasets.objects import BACKGROUND
 from uss_utils.environment import generator
@@ -41,7 +41,7 @@ from uss_utils.resnets import dilated_resnet
 from uss_utils.run_state import own_random_state
 from uss_utils.saliency import balanced_bce
 from uss_utils.schedules import poly_schedule
-from uss_utils.segment_evaluation import VOC7, evaluate_segments
+from uss_utils.segment_evaluation import VOC7, SegmentProtocol, evaluate_segments
 from uss_utils.segment_maps import label_maps, segment_prototypes
 from uss_utils.segmenter import Segmenter
 from uss_utils.segments import SegmentMemory, cluster_segments
@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 CALIBRATION = 20  # batches from which an untrained network takes its statistics
+PREFETCH = 2  # threads that cut views while the network trains
 
 
 @dataclass
@@ -113,14 +114,33 @@ def prepare(
         ValueError: settings and data do not fit together, or no image has a mask.
         FileNotFoundError: the data set, or its released masks, are not there.
     """
+    check_start(cfg)
     base = learning.prepare(cfg, dataset, device=device, progress=progress)
     images = cfg.open_whole() if cfg.whole and dataset is None else base.dataset
     masks = open_masks(cfg, images, device=base.device, progress=progress)
     # Images of one size are cut a batch at a time, which is several times as fast.
     cut = TwoViewDataset if cfg.whole else TwoViewBatches
     pairs = cut(images, masks, cfg.view_size, scale=cfg.scale)
+    if progress and len(pairs) < len(images):
+        print(f"masks: {len(pairs)} of {len(images)} images have one; they are used")
     parts = {field.name: getattr(base, field.name) for field in fields(base)}
     return Material(**parts, pairs=pairs, masks=masks)
+
+
+def check_start(cfg: Config) -> None:
+    """Look for the ResNet's file before hours are spent on masks.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if cfg.network == "none" or cfg.start in ("random", "imagenet"):
+        return
+    if not Path(cfg.start).expanduser().is_file():
+        raise FileNotFoundError(
+            f"no weights to start from at {cfg.start}; name their file with --set "
+            "start=FILE (MoCo v2's 800 epochs are on the page of its authors, "
+            "facebookresearch/moco), or use start=imagenet or start=random"
+        )
 
 
 def build(cfg: Config, material: Material) -> MaskContrast:
@@ -212,7 +232,9 @@ def train(
         checkpoint_every=checkpoint_every,
         progress=progress,
         on_step=learning.watcher(watch, watch_at, current),
-        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")},
+        prefetch=PREFETCH,
+        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")}
+        | {"start": Path(cfg.start).name},
     )
     head = EmbedderHead(model.query)
     return learning.finish("maskcontrast", cfg, material, head, readout, history)
@@ -245,6 +267,7 @@ def score_objects(
         lambda images: segmenter.head.maps(segmenter.backbone.features(images)),
         val_set,
         cfg.override(train_split="train").open("train"),
+        SegmentProtocol(crf=cfg.crf and crf.available()),
         subsets={"all": None, "7": VOC7} if val_set.name == voc.NAME else None,
         device=segmenter.device,
         progress=progress,
@@ -274,10 +297,11 @@ def baseline(cfg: Config, material: Material) -> Trained:
         material: from :func:`prepare`.
     """
     model, draw = build(cfg, material), generator(cfg.seed)
-    for _ in range(CALIBRATION):
-        rows = torch.randint(material.objects, (cfg.batch_size,), generator=draw)
-        batch = send_to_device(material.pairs.draw(rows, draw), material.device)
-        with torch.no_grad():
+    # Dropout draws from the global generators.
+    with own_random_state(cfg.seed, material.device), torch.no_grad():
+        for _ in range(CALIBRATION):
+            rows = torch.randint(material.objects, (cfg.batch_size,), generator=draw)
+            batch = send_to_device(material.pairs.draw(rows, draw), material.device)
             model.query.features(seen(cfg, material, batch)[0])
     head, readout = EmbedderHead(model.query), material.readout(cfg, cfg.dim)
     done = learning.finish("maskcontrast", cfg, material, head, readout, History())
