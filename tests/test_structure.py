@@ -15,7 +15,7 @@ MODULES = {
 }
 # What draws, listens or teaches; notebooks bring it in, programs never do.
 FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
-FIGURES |= {"masks_shown", "proxies"}
+FIGURES |= {"masks_shown", "objects_shown", "proxies", "segments_shown"}
 NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
 
 

@@ -98,7 +98,8 @@ Training
 Teaching and course
     plots *         every figure; of charts, distributions, colours, figures
     diagrams *      drawings that explain; proxies: those of walking anchors,
-                    masks_shown: of masks that grow and vote
+                    masks_shown: of masks that grow and vote, objects_shown and
+                    segments_shown: of objects cut out, told apart, found again
     widgets *       controls around a drawing function
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters
