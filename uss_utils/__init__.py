@@ -31,8 +31,9 @@ Backbone and features
       vit             vision transformers: one pass, many outputs
       last_block      the last block taken off, to be trained
       vit_weights     their weight files, checked; the model hub
-    resnets         ResNets at stride 8, to be trained: ImageNet's or MoCo's weights
+    resnets         ResNets on fine grids, to be trained: ImageNet's or MoCo's weights
     pixel_embedder  a network that embeds every pixel; its form as a head
+    hierarchy_network  another one, with groupings of its segments; as a head
     features *      extract, FeatureCache, sample_at, correspondence_heatmap
       extraction      the loop over the images
       feature_cache   features on disk, fp16, memory-mapped, never stale
@@ -52,9 +53,14 @@ Grouping
     rows            checks and slices of feature vectors
     positives       patches more alike than a reference pool; the loss on them
     contrast        contrastive loss over a whole batch, one image's rows at a time
+    regions *       regions of an image at every scale: a tree, cut anywhere
+      region_merging  the loop that merges neighbours
+    region_files *  those of a data set on disk; map_files: maps of any kind
     mask_files *    masks of objects on disk; mask_making: made from features
     segments *      objects: one embedding each, clusters, retrieval from a memory
       segment_maps    their prototypes, and maps painted from them
+    clustering_transformer *  groups among the segments of an image
+      grouping        fine groups, and coarse groups of these
     local_attention  neighbours weighed by attention, mixed into a code
     photometric     an image in other colours
     saliency *      object masks from features, nothing trained
@@ -85,6 +91,7 @@ Training
       schedules       learning rates, averaged weights
       history         figures of a run, and its progress
       run_state       what a resumed run has to put back
+      ranks           what the processes of one training exchange
       checkpoints     tensors and JSON in one file, without pickle
     pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
     weights_card    the weights that ship, and the card that tells their story

@@ -19,10 +19,10 @@ from uss_utils import mask_making
 from uss_utils.datasets import voc
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.frozen import Frozen
+from uss_utils.map_files import MapFiles
 from uss_utils.mask_making import MaskRecipe
 
 HALF = 127  # grey value above which a stored pixel belongs to the object
-IN_MEMORY = 500_000_000  # bytes of masks that are kept after they were read
 RELEASED = ("supervised", "unsupervised")
 
 
@@ -43,7 +43,7 @@ class Settings(Protocol):
         """What masks are made from."""
 
 
-class MaskFiles:
+class MaskFiles(MapFiles):
     """Read access to the masks of a data set.
 
     Args:
@@ -55,8 +55,11 @@ class MaskFiles:
         ValueError: no file is there.
     """
 
+    what = "masks"
+
     def __init__(self, paths: Iterable[Path], binary: bool):
-        self.paths, self.binary = tuple(paths), binary
+        super().__init__(paths)
+        self.binary = binary
         folders = {path.parent for path in self.paths}
         stored = {path for folder in folders for path in folder.glob("*.png")}
         self._there = [path in stored for path in self.paths]
@@ -66,11 +69,6 @@ class MaskFiles:
                 f"none of the {len(self.paths)} images has a mask: {first} and the "
                 "others are absent"
             )
-        self._kept: dict[int, Tensor] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def has(self, index: int) -> bool:
         """Whether an image has a mask, and an object in it."""
@@ -82,25 +80,11 @@ class MaskFiles:
         Raises:
             ValueError: the image has no mask, or its file cannot be read.
         """
-        found = self._kept.get(index)
-        if found is None:
-            found = decode(self.paths[index], self.binary)
-            if self._bytes + found.numel() <= IN_MEMORY:
-                self._kept[index] = found
-                self._bytes += found.numel()
-        return found
+        return torch.from_numpy(self.stored(index))
 
-    def read(self, indices: Iterable[int]) -> Tensor:
-        """Objects of images of one size, int64 (n, H, W).
-
-        Raises:
-            ValueError: see :meth:`mask`, or sizes that differ.
-        """
-        maps = [self.mask(index) for index in indices]
-        sizes = {tuple(each.shape) for each in maps}
-        if len(sizes) > 1:
-            raise ValueError(f"masks of different sizes, {sorted(sizes)[:3]}")
-        return torch.stack(maps).long()
+    def decode(self, index: int) -> np.ndarray:
+        """Objects of one image from its file, uint8 (H, W)."""
+        return decode(self.paths[index], self.binary).numpy()
 
 
 def decode(path: Path, binary: bool) -> Tensor:

@@ -6,9 +6,6 @@ the size of the image -> cleaning. Images whose file is there are not done again
 killed run goes on where it was.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,9 +26,8 @@ from uss_utils.environment import generator
 from uss_utils.extraction import device_of
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise, fit_standardise
+from uss_utils.map_files import default_folder, to_be_made, write_map
 from uss_utils.mask_cleaning import EIGHT, LEVEL
-from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
-from uss_utils.resumable import claim, explained, locked
 from uss_utils.run_state import own_random_state
 from uss_utils.saliency_head import SaliencyHead, distil_saliency
 from uss_utils.upsampling import upsample
@@ -128,29 +123,15 @@ def make_masks(
         **asdict(recipe),
         "refine": asdict(crf.DEFAULT) if sharp else None,
     }
-    path = _default(options, backbone, dataset) if folder is None else Path(folder)
-    path = path.expanduser()
-    with explained(path):
-        path.mkdir(parents=True, exist_ok=True)
-    files = [path / f"{index:06d}.png" for index in range(len(dataset))]
-    with locked(path):
-        clear_leftovers(path)
-        claim(path, options, "masks")
-        # An empty file is what a power cut may leave.
-        stored = {entry.name for entry in os.scandir(path) if entry.stat().st_size}
-        missing = {i for i, file in enumerate(files) if file.name not in stored}
+    if folder is None:
+        names = dataset.name, dataset.split, backbone.name
+        folder = default_folder("masks", options, *names)
+    with to_be_made(folder, len(dataset), options, "masks") as (files, missing):
         if missing:
             _Maker(dataset, backbone, recipe, sharp).run(
                 missing, files, workers, progress
             )
-            settle()
     return files
-
-
-def _default(options: dict, backbone: Frozen, dataset: SegmentationDataset) -> Path:
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-    name = f"{dataset.name}-{dataset.split}-{backbone.name}-{digest[:12]}"
-    return cache_dir() / "masks" / name
 
 
 class _Maker:
@@ -338,6 +319,4 @@ def _whole_batches(missing: set[int], n: int) -> list[int]:
 
 def _write(path: Path, ids: np.ndarray, binary: bool) -> None:
     """One object is stored as 0 and 255, so that any viewer shows it."""
-    with atomic_file(path, bulk=True) as temporary:
-        values = ids * np.uint8(255) if binary else ids
-        Image.fromarray(values).save(temporary, format="PNG")
+    write_map(path, ids * np.uint8(255) if binary else ids)

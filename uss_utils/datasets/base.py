@@ -81,6 +81,13 @@ class SegmentationDataset(Dataset):
         """
         return self.read(index)[0]
 
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the raw image.
+
+        File sets override it: the header says it.
+        """
+        return self.read_image(index).shape[:2]
+
     def item_name(self, index: int) -> str:
         """Short name of an item, unique in its split."""
         return f"{self.split}_{index:06d}"
@@ -236,6 +243,10 @@ class Subset(SegmentationDataset):
     def read_image(self, index: int) -> np.ndarray:
         """Raw pixels of the chosen item."""
         return self.parent.read_image(self.indices[index])
+
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the chosen item."""
+        return self.parent.read_size(self.indices[index])
 
     def item_name(self, index: int) -> str:
         """Name of the item in the set it was chosen from."""

@@ -258,6 +258,10 @@ class FileDataset(SegmentationDataset):
         """Raw pixels alone; the label is not looked at."""
         return self.decode_image(self.pairs[index][0])
 
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Height and width from the header of the image file."""
+        return self.decode_size(self.pairs[index][0])[::-1]
+
     def read_label(self, index: int) -> np.ndarray:
         """Raw label alone; of the image only the header is read."""
         image_file, label_file = self.pairs[index]
