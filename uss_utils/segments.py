@@ -34,11 +34,16 @@ __all__ = [
     "class_maps",
     "cluster_segments",
     "label_maps",
+    "majority",
+    "nearest_rows",
     "region_prototypes",
     "segment_prototypes",
     "split_components",
 ]
 
+BLOCK = 1 << 25  # similarities to a memory that are held at a time
+GPU_BLOCK = 1 << 28
+PIECE = 256  # rows of a memory of which first the largest similarity is looked at
 SAME = 1e-10  # variance of unit vectors that are the same but for rounding
 
 
@@ -208,12 +213,7 @@ class SegmentMemory:
         Raises:
             ValueError: prototypes of another width, or not as rows.
         """
-        width = self.prototypes.shape[1]
-        if prototypes.dim() != 2 or prototypes.shape[1] != width:
-            raise ValueError(
-                f"prototypes have shape {tuple(prototypes.shape)}, expected "
-                f"(N, {width}), one row per segment even for a single one"
-            )
+        self._check(prototypes)
         memory = self.prototypes.to(prototypes)
         best = [
             (part @ memory.T).cpu().numpy().argmax(1) for part in slices(prototypes)
@@ -222,3 +222,99 @@ class SegmentMemory:
         valid = prototypes.any(1).to(nearest.device)
         classes = self.labels[nearest].where(valid, -1)
         return classes, nearest.where(valid, -1)
+
+    def _check(self, prototypes: Tensor) -> None:
+        width = self.prototypes.shape[1]
+        if prototypes.dim() != 2 or prototypes.shape[1] != width:
+            raise ValueError(
+                f"prototypes have shape {tuple(prototypes.shape)}, expected "
+                f"(N, {width}), one row per segment even for a single one"
+            )
+
+    def nearest(self, prototypes: Tensor, k: int = 20) -> Tensor:
+        """Places in the memory of the k segments most like each of others.
+
+        Args:
+            prototypes: shape (N, D).
+            k: how many; all where the memory has fewer.
+
+        Returns:
+            int64 (N, k), most alike first.
+
+        Raises:
+            ValueError: see :meth:`retrieve`, or k below 1.
+        """
+        self._check(prototypes)
+        return nearest_rows(prototypes, self.prototypes, k)
+
+    def vote(self, prototypes: Tensor, k: int = 20) -> Tensor:
+        """Class that most of the k nearest segments have, the smallest of equals.
+
+        Args:
+            prototypes: shape (N, D).
+            k: see :meth:`nearest`.
+
+        Returns:
+            int64 (N,); -1 for a zero prototype.
+
+        Raises:
+            ValueError: see :meth:`nearest`.
+        """
+        classes = majority(self.labels[self.nearest(prototypes, k)])
+        return classes.where(prototypes.any(1).to(classes.device), -1)
+
+
+def nearest_rows(queries: Tensor, rows: Tensor, k: int) -> Tensor:
+    """Places of the rows with the largest inner products, a block of queries at a time.
+
+    Args:
+        queries: shape (N, D).
+        rows: shape (M, D).
+        k: how many; M where that is less.
+
+    Returns:
+        int64 (N, k) on the device of ``rows``, the largest first.
+
+    Raises:
+        ValueError: no rows, or k below 1.
+    """
+    if k < 1 or not len(rows):
+        raise ValueError(f"cannot look for {k} nearest among {len(rows)} rows")
+    block = BLOCK if rows.device.type == "cpu" else GPU_BLOCK
+    at_once = max(1, block // len(rows))
+    queries, k = queries.to(rows), min(k, len(rows))
+    found = [_largest(part @ rows.T, k) for part in queries.split(at_once)]
+    return torch.cat(found)
+
+
+def _largest(x: Tensor, k: int) -> Tensor:
+    """Places of the k largest of every row (N, M): ``topk``, but many times as fast.
+
+    Of all pieces of a row only the k with the largest maxima can hold any of them.
+    """
+    whole = x.shape[1] // PIECE
+    if whole <= 2 * k:
+        return x.topk(k).indices
+    cut = whole * PIECE
+    pieces = x[:, :cut].unflatten(1, (whole, PIECE))
+    best = pieces.amax(2).topk(k).indices[..., None]
+    inside = pieces.gather(1, best.expand(-1, -1, PIECE)).flatten(1)
+    places = (best * PIECE + torch.arange(PIECE, device=x.device)).flatten(1)
+    rest = torch.arange(cut, x.shape[1], device=x.device).expand(len(x), -1)
+    chosen = torch.cat([inside, x[:, cut:]], 1).topk(k).indices
+    return torch.cat([places, rest], 1).gather(1, chosen)
+
+
+def majority(labels: Tensor) -> Tensor:
+    """Most frequent label of every row, the smallest of equals.
+
+    Args:
+        labels: ids from 0, int64 (N, k).
+
+    Returns:
+        int64 (N,).
+    """
+    counts = labels.new_zeros(len(labels), int(labels.max()) + 1 if len(labels) else 1)
+    counts.scatter_add_(1, labels, torch.ones_like(labels))
+    # numpy promises the first of equal maxima, torch does not.
+    return torch.from_numpy(counts.cpu().numpy().argmax(1)).to(labels.device)

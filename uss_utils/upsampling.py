@@ -1,6 +1,7 @@
 """From patches to pixels: bilinear upsampling as products with small matrices."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,28 @@ def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
         rows = _interpolation(x.shape[-2], size[0], x)
         columns = _interpolation(x.shape[-1], size[1], x)
         return rows @ (x @ columns.T)
+
+
+def upsample_rows(
+    x: Tensor, size: tuple[int, int], crop: tuple[int, int] | None = None
+) -> Iterator[Tensor]:
+    """:func:`upsample`, some rows at a time, so that the whole is never held.
+
+    Args:
+        x: shape (B, K, h, w).
+        size: (H, W) in pixels.
+        crop: only the (H', W') top left pixels; None: all.
+
+    Returns:
+        Consecutive rows, shape (B, K, ., W') each.
+    """
+    x, crop = as_float(x), crop or size
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _interpolation(x.shape[-2], size[0], x)[: crop[0]]
+        wide = x @ _interpolation(x.shape[-1], size[1], x)[: crop[1]].T
+        at_once = max(1, CACHED // (x.shape[0] * x.shape[1] * crop[1]))
+        for part in rows.split(at_once):
+            yield part @ wide
 
 
 def upsample_adjoint(x: Tensor, grid: tuple[int, int]) -> Tensor:

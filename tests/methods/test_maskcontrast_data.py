@@ -10,14 +10,14 @@ from uss_utils import datasets, views
 from uss_utils.datasets.transforms import Transform, denormalise
 from uss_utils.environment import generator
 from uss_utils.methods import _maskcontrast_data as data
-from uss_utils.methods._maskcontrast_batches import TwoViewBatches, colour_maps
+from uss_utils.methods._maskcontrast_batches import TwoViewBatches
 from uss_utils.methods._maskcontrast_data import (
     TwoViewDataset,
     crop_pair,
     draw_accepted,
     draw_change,
 )
-from uss_utils.photometric import Change, recolour
+from uss_utils.photometric import Change, colour_maps, recolour
 
 BOTH = pytest.mark.parametrize("views_of", [TwoViewDataset, TwoViewBatches])
 SIDE = 32

@@ -1,7 +1,5 @@
 """MaskContrast's pairs of views of small images, cut and recoloured by the batch."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,7 @@ from uss_utils.methods._maskcontrast_data import (
     draw_change,
     hopeless,
 )
-from uss_utils.photometric import Change
-
-NO_JITTER = (1.0, 1.0, 1.0, 0.0)
+from uss_utils.photometric import recolour_fast
 
 
 class TwoViewBatches:
@@ -96,7 +92,7 @@ class TwoViewBatches:
             # From top, left, height, width to left, top, width, height.
             box = boxes[:, k, [1, 0, 3, 2]].float()
             view = views.crop(images, box, flip, self.size)
-            view = self._recoloured(view, generator)
+            view = recolour_fast(view, [draw_change(generator) for _ in view])
             mirrored = torch.where(flip[:, :1, None], masks[:, k].flip(-1), masks[:, k])
             pair[f"view_{name}"] = normalise_rgb(view)
             pair[f"mask_{name}"] = mirrored.long()
@@ -135,49 +131,3 @@ class TwoViewBatches:
             for i in (0, 1)
         )
         return self.masks[rows[:, None, None, None], y[..., None], x[..., None, :]]
-
-    def _recoloured(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        changes = [draw_change(generator) for _ in images]
-        matrices, offsets = colour_maps(changes, images.mean((-2, -1)))
-        flat = torch.baddbmm(offsets[..., None], matrices, images.flatten(2))
-        return flat.clamp_(0, 1).unflatten(2, images.shape[2:])
-
-
-def colour_maps(changes: Sequence[Change], means: Tensor) -> tuple[Tensor, Tensor]:
-    """Colour changes as affine maps of RGB, hue as a turn about the axis of greys.
-
-    Args:
-        changes: one per image, as :func:`uss_utils.photometric.recolour` takes them.
-        means: mean colour of every image, (B, 3); contrast keeps the mean's grey.
-
-    Returns:
-        Matrices (B, 3, 3) and offsets (B, 3): ``rgb -> matrix @ rgb + offset``.
-    """
-    n = len(changes)
-    orders = torch.arange(4).repeat(n, 1)
-    factors = torch.tensor([NO_JITTER]).repeat(n, 1)
-    for row, change in enumerate(changes):
-        if change.jitter:
-            orders[row] = torch.tensor([k for k, _ in change.jitter])
-            factors[row, orders[row]] = torch.tensor([f for _, f in change.jitter])
-    brightness, contrast, saturation, hue = factors.T[..., None, None]
-    one, to_grey = torch.eye(3), torch.tensor(views.GREY).expand(3, 3)
-    # All four for every image; only contrast has an offset, which depends on the mean.
-    steps = torch.stack(
-        [
-            brightness * one,
-            contrast * one,
-            saturation * one + (1 - saturation) * to_grey,
-            views.hue_turn(2 * math.pi * hue),
-        ],
-        1,
-    )
-    matrices, offsets = one.repeat(n, 1, 1), torch.zeros(n, 3, 1)
-    for k in orders.T:
-        step = steps[torch.arange(n), k]
-        grey = to_grey @ (matrices @ means[..., None] + offsets)
-        shift = torch.where((k == 1)[:, None, None], (1 - contrast) * grey, 0.0)
-        matrices, offsets = step @ matrices, step @ offsets + shift
-    grey = torch.tensor([change.grey for change in changes])[:, None, None]
-    matrices = torch.where(grey, to_grey @ matrices, matrices)
-    return matrices, torch.where(grey, to_grey @ offsets, offsets)[..., 0]

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from uss_utils import views
+from uss_utils import photometric, views
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import nearest_indices, normalise_rgb
 from uss_utils.environment import generator as generator_of
-from uss_utils.photometric import Change, draw_jitter, recolour, uniform
+from uss_utils.photometric import Change, recolour, uniform
 
 SIZE = 224  # pixels
 MIN_AREA, MAX_AREA = 0.01, 0.99  # shares of a view
@@ -72,10 +72,7 @@ def hopeless(min_area: float, max_area: float, areas: Sequence[float]) -> str:
 
 def draw_change(generator: torch.Generator) -> Change:
     """Jitter (p = 0.8) and grey (p = 0.2) of one view."""
-    jitter = draw_jitter(STRENGTHS, generator)
-    chances = (uniform(0, 1, generator) for _ in range(2))
-    jittered, grey = (x < p for x, p in zip(chances, (JITTER, GREY), strict=True))
-    return Change(jitter if jittered else (), grey)
+    return photometric.draw_change(STRENGTHS, JITTER, GREY, generator)
 
 
 def crop_mask(mask: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
