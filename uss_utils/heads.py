@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from uss_utils.hierarchy_network import HSGHead
 from uss_utils.last_block import BlockHead
 from uss_utils.pca import PCA
 from uss_utils.pixel_embedder import EmbedderHead
@@ -237,7 +238,14 @@ def _empty_standardise(in_dim: int, dim: int | None) -> Standardise:
 
 HEADS: dict[str, type[nn.Module]] = {
     head.kind: head
-    for head in (SegmentationHead, Standardise, Chain, BlockHead, EmbedderHead)
+    for head in (
+        SegmentationHead,
+        Standardise,
+        Chain,
+        BlockHead,
+        EmbedderHead,
+        HSGHead,
+    )
 }
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     SegmentationHead.kind: SegmentationHead,
@@ -245,6 +253,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     Chain.kind: _empty_chain,
     BlockHead.kind: BlockHead,
     EmbedderHead.kind: EmbedderHead.empty,
+    HSGHead.kind: HSGHead.empty,
 }
 
 

@@ -1,11 +1,13 @@
-"""ResNets with a fine grid: stride 8 instead of 32, the rest made up by dilation.
+"""ResNets with a fine grid: stride 8 or 16 instead of 32, made up by dilation.
 
-The strides of stages 3 and 4 are removed; every convolution behind a removed stride
-looks at pixels that lie twice as far apart. So the network computes what it did, at
+Strides of stages 3 and 4 are removed; every convolution behind a removed stride looks
+at pixels that lie twice as far apart. So the network computes what it did, at up to
 sixteen times as many places (Chen et al., DeepLab, TPAMI 2018, section 3.1), and
-weights trained at stride 32 keep their meaning.
+weights trained at stride 32 keep their meaning. In the same way weights trained at
+stride 16 can be used at stride 8.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torchvision
@@ -19,15 +21,16 @@ RESNETS = {
     "resnet50": (256, "timm/resnet50.tv_in1k"),
 }
 STAGES = 4
+STRIDES = (8, 16, 32)
 # Wrappers of a stored encoder: MoCo keeps its query encoder beside the key encoder.
 QUERY = "encoder_q."
 
 
 class DilatedResNet(nn.Module):
-    """torchvision's ResNet at stride 8, without pooling and classifier.
+    """torchvision's ResNet on a fine grid, without pooling and classifier.
 
     Its parameters have torchvision's names. They are drawn from torch's global
-    generator.
+    generator: convolutions from a normal distribution of variance 2 / (k^2 out).
 
     Args:
         name: "resnet18" or "resnet50".
@@ -36,7 +39,8 @@ class DilatedResNet(nn.Module):
 
     Attributes:
         dim: channels C of the features.
-        stride: pixels from one place of the features to the next.
+        stride: pixels from one place of the features to the next: 4 behind one stage,
+            8 behind two, else 8 or what :meth:`set_stride` was told.
 
     Raises:
         ValueError: another name, or no such stage.
@@ -50,18 +54,79 @@ class DilatedResNet(nn.Module):
             raise ValueError(f"a ResNet has 1 to {STAGES} stages, got {n_stages}")
         self.name, self.n_stages = name, n_stages
         self.dim = RESNETS[name][0] * 2 ** (n_stages - 1)
-        self.stride = 4 if n_stages == 1 else 8
         left_out = {f"layer{k}" for k in range(n_stages + 1, STAGES + 1)}
         whole = getattr(torchvision.models, name)()
         for part, module in whole.named_children():
             if part not in left_out | {"avgpool", "fc"}:
                 self.add_module(part, module)
-        for part, dilation in (("layer3", 1), ("layer4", 2)):
-            if hasattr(self, part):
-                _remove_stride(getattr(self, part), dilation)
+        self._strided = {
+            part for part, m in self.named_modules() if _is_strided_convolution(m)
+        }
+        self.set_stride(8)
+
+    def set_stride(self, stride: int, rates: tuple[int, ...] | None = None) -> None:
+        """Choose the grid; the weights stay, and so does what they look at.
+
+        Args:
+            stride: pixels between two places behind the last stage: 8, 16 or 32.
+            rates: what the last of four stages dilates its blocks by, relative to the
+                grid that it is given, such as (1, 4, 8) (Chen et al., DeepLab v3, 2017,
+                section 3.2); a network with fewer blocks takes the first ones. None:
+                what its removed stride demands. Shorter networks have no such stage.
+
+        Raises:
+            ValueError: another stride, rates too few, or rates with stride 32, where
+                the last stage keeps its own stride.
+        """
+        if stride not in STRIDES:
+            raise ValueError(f"a ResNet's stride is 8, 16 or 32 here, got {stride}")
+        if rates is not None and stride == 32:
+            raise ValueError("rates of the last stage need a stride of 8 or 16, not 32")
+        reached, dilation = 4, 1
+        for number in range(2, self.n_stages + 1):
+            stage = f"layer{number}"
+            if reached < stride:
+                self._set_stage(stage, 2, dilation)
+                reached *= 2
+            elif number == STAGES and rates is not None:
+                self._set_rates(stage, dilation, rates)
+            else:
+                self._set_stage(stage, 1, dilation)
+                dilation *= 2
+        self.stride = reached
+
+    def _convolutions(self, stage: str) -> Iterator[tuple[str, nn.Conv2d]]:
+        for name, module in getattr(self, stage).named_modules(prefix=stage):
+            if isinstance(module, nn.Conv2d):
+                yield name, module
+
+    def _set_stage(self, stage: str, stride: int, dilation: int) -> None:
+        """Keep a stage's stride (2) or remove it (1).
+
+        Its input is ``dilation`` times as fine as the one that it was made for.
+        """
+        for name, module in self._convolutions(stage):
+            strided = name in self._strided
+            module.stride = (stride, stride) if strided else (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+                if strided and stride == 1:
+                    dilation *= 2
+
+    def _set_rates(self, stage: str, dilation: int, rates: tuple[int, ...]) -> None:
+        blocks = len(getattr(self, stage))
+        if len(rates) < blocks:
+            raise ValueError(
+                f"the last stage of {self.name} has {blocks} blocks, got rates {rates}"
+            )
+        for name, module in self._convolutions(stage):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                rate = dilation * rates[int(name.split(".")[1])]
+                module.dilation = module.padding = (rate, rate)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of normalised images: (B, 3, H, W) -> (B, C, H / 8, W / 8).
+        """Features of normalised images: (B, 3, H, W) -> (B, C, H / stride, ...).
 
         Sides that are no multiple of the stride are rounded up.
         """
@@ -76,22 +141,8 @@ class DilatedResNet(nn.Module):
         return [[self.conv1, self.bn1, layers[0]], *([layer] for layer in layers[1:])]
 
 
-def _remove_stride(stage: nn.Module, dilation: int) -> None:
-    """Undo the stride of a stage whose input is already dilated.
-
-    Args:
-        stage: blocks; the first holds a convolution of stride 2, or two in parallel.
-        dilation: strides removed before this stage, as their product.
-    """
-    for module in stage.modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        strided = module.stride == (2, 2)
-        module.stride = (1, 1)
-        if module.kernel_size == (3, 3):
-            module.dilation = module.padding = (dilation, dilation)
-        if strided and module.kernel_size == (3, 3):
-            dilation *= 2
+def _is_strided_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.stride == (2, 2)
 
 
 def dilated_resnet(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.methods.test_maskcontrast_loss import plain_loss
+from uss_utils import ranks
 from uss_utils.environment import generator
 from uss_utils.methods import _maskcontrast_network as network
 from uss_utils.methods._maskcontrast_loss import object_prototypes
@@ -379,7 +380,7 @@ def test_synchronised_batch_norm(monkeypatch):
     before = dict(own.named_parameters())
     state = own.state_dict()
     assert isinstance(own.key.backbone[1], nn.BatchNorm2d)
-    monkeypatch.setattr(network, "_may_synchronise", lambda weight: True)
+    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: True)
     own.synchronise_batch_norm()
     for each in (own.query, own.key):
         assert isinstance(each.backbone[1], nn.SyncBatchNorm)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from uss_utils import ranks
 from uss_utils.methods._maskcontrast_loss import (
     contrast_and_accuracy,
     object_prototypes,
@@ -84,9 +85,7 @@ class MaskContrast(nn.Module):
         trains, or the weights are not on a GPU, which torch's layer demands, nothing
         happens.
         """
-        if _may_synchronise(self.query.embedding.weight):
-            for network in (self.query, self.key):
-                nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        ranks.synchronise_batch_norm(self.query, self.key)
 
     def forward(
         self,
@@ -149,14 +148,14 @@ class MaskContrast(nn.Module):
         What travels between processes are views, masks and prototypes: embeddings of
         every pixel would be a hundred times as much.
         """
-        if _world_size() == 1:
+        if ranks.world_size() == 1:
             own = self._embed_objects(views, masks, n)
             return own, own
-        size, rank = len(views), dist.get_rank()
-        order = _shared_order(size * _world_size(), generator, views.device)
+        size, rank = len(views), ranks.rank()
+        order = _shared_order(size * ranks.world_size(), generator, views.device)
         mine = order[rank * size :][:size]
-        views, masks = _gather(views)[mine], _gather(masks.long())[mine]
-        found = _gather(self._embed_objects(views, masks, n)).unflatten(0, (-1, n))
+        views, masks = ranks.gather(views)[mine], ranks.gather(masks.long())[mine]
+        found = ranks.gather(self._embed_objects(views, masks, n)).unflatten(0, (-1, n))
         everyone = torch.empty_like(found)
         everyone[order] = found
         own = everyone[rank * size :][:size]
@@ -184,28 +183,12 @@ def _check_views(view: Tensor, mask: Tensor) -> None:
 # --------------------------------------------------------------- several processes
 
 
-def _world_size() -> int:
-    running = dist.is_available() and dist.is_initialized()
-    return dist.get_world_size() if running else 1
-
-
-def _may_synchronise(weight: Tensor) -> bool:
-    return _world_size() > 1 and weight.is_cuda
-
-
 def _most_objects(*masks: Tensor) -> int:
     """The largest id, over all processes; at least 1."""
     highest = torch.stack([mask.max().long() for mask in masks]).max().clamp_min(1)
-    if _world_size() > 1:
+    if ranks.world_size() > 1:
         dist.all_reduce(highest, dist.ReduceOp.MAX)
     return int(highest)
-
-
-def _gather(x: Tensor) -> Tensor:
-    """Rows of all processes, in the order of their ranks; all have equally many."""
-    parts = [torch.empty_like(x) for _ in range(_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
 
 
 def _shared_order(

@@ -1,0 +1,90 @@
+"""What the processes of one training exchange; alone, a process gets its own back.
+
+Collective calls: all processes make them, in the same order.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    running = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if running else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks; all have equally many.
+
+    No gradient passes.
+    """
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks, however many each has.
+
+    The gradient is the sum over all processes of what each makes of these rows: with
+    gradients that are averaged over processes afterwards, that of their mean loss.
+
+    Args:
+        x: shape (n, ...); only n may differ.
+    """
+    if world_size() == 1:
+        return x
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    return _GatherRows.apply(x, counts)
+
+
+def first_row(x: Tensor) -> int:
+    """Place of this process's first row in what :func:`gather_rows` returns."""
+    if world_size() == 1:
+        return 0
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    return sum(counts[: rank()])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = (
+            gather(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
+        )
+        return torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        total = upstream.contiguous().clone()
+        dist.all_reduce(total)
+        return total.split(ctx.counts)[rank()], None
+
+
+def may_synchronise(weight: Tensor) -> bool:
+    """Whether batch norms can see all processes: torch's layer demands a GPU."""
+    return world_size() > 1 and weight.is_cuda
+
+
+def synchronise_batch_norm(*networks: nn.Module) -> None:
+    """Let batch norms see the batches of all processes.
+
+    Where only one process trains, or the weights are not on a GPU, nothing happens.
+    Weights and their names stay.
+    """
+    for network in networks:
+        if may_synchronise(next(network.parameters())):
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
