@@ -124,19 +124,28 @@ def _moved(rows: Tensor, labels: Tensor, k: int, centres: Tensor | None) -> Tens
     """Sums of the clusters after ``labels`` (N, P) are changed to the best centres.
 
     Both in one pass over the rows, some at a time, so that similarities are never held
-    as a whole. The sums are products with the one-hot labels: as fast as a scatter, and
-    repeatable on a GPU too. Label k stays as it is.
+    as a whole. Label k stays as it is.
     """
     sums = rows.new_zeros(len(rows), k + 1, rows.shape[2])
     block = BLOCK if rows.device.type == "cpu" else GPU_BLOCK
     step = max(1, block // (max(1, len(rows)) * (k + 1)))
     for part, own in zip(rows.split(step, 1), labels.split(step, 1), strict=True):
         if centres is not None:
-            best = (part @ centres.transpose(1, 2)).argmax(2)
+            best = (part @ centres.transpose(1, 2)).max(2).indices
             own.copy_(torch.where(own == k, k, best))
-        onehot = part.new_zeros(*own.shape, k + 1).scatter_(2, own[..., None], 1)
-        sums.baddbmm_(onehot.transpose(1, 2), part)
+        _add(sums, part, own)
     return sums
+
+
+def _add(sums: Tensor, rows: Tensor, labels: Tensor) -> None:
+    """Add rows (N, p, D) to the sums (N, k + 1, D) of their labels."""
+    n, k, _ = sums.shape
+    if rows.device.type == "cpu":
+        number = labels + k * torch.arange(n)[:, None]
+        sums.flatten(0, 1).index_add_(0, number.flatten(), rows.flatten(0, 1))
+    else:  # a product adds in the same order every time, a scatter on a GPU does not
+        onehot = rows.new_zeros(*labels.shape, k).scatter_(2, labels[..., None], 1)
+        sums.baddbmm_(onehot.transpose(1, 2), rows)
 
 
 def _check_start(
