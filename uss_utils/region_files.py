@@ -6,6 +6,7 @@ release has them. Inside the package the regions of an image are numbered from 0
 gaps, and a map has the size of its image behind the data set's transform.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +77,12 @@ class RegionFiles(MapFiles):
 
     what = "region maps"
 
-    def __init__(self, paths, names, dataset: SegmentationDataset | None = None):
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        names: Iterable[str],
+        dataset: SegmentationDataset | None = None,
+    ):
         super().__init__(paths)
         self.names = tuple(names)
         self.dataset = dataset
@@ -98,20 +104,14 @@ class RegionFiles(MapFiles):
 
 
 def _readable(path: Path) -> np.ndarray:
-    """Ids as stored, non-negative integers (H, W)."""
+    """Ids as stored, integers of 8 or 16 bits (H, W)."""
     try:
-        ids = read_ids(path)
+        return read_ids(path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is no readable region map ({error}); delete it, and make or fetch "
             "it again"
         ) from error
-    if ids.min() < 0 or ids.max() >= 2**16:
-        raise ValueError(
-            f"region map {path} holds ids {ids.min()}..{ids.max()}; they have to be "
-            f"numbered from 0 or 1, at most {2**16 - 1}"
-        )
-    return ids
 
 
 def _compact(ids: np.ndarray) -> np.ndarray:
