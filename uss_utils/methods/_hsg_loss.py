@@ -1,0 +1,211 @@
+"""HSG's objective: three groupings of pixels to be told apart, two of them to be found.
+
+Ke, Hwang, Guo, Wang, Yu, Unsupervised Hierarchical Semantic Segmentation with Multiview
+Cosegmentation and Clustering Transformers, CVPR 2022, section 3. Regions, fine and
+coarse groups attract the pixels of both views of an image; modularity and balance say
+how good the groups are, and their centroids repel each other. Labels are constants:
+what trains the clustering transformers are the last three alone.
+
+Where several processes train together, pixels and nodes are those of each one, but
+prototypes and centroids those of all.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from uss_utils import ranks
+from uss_utils.grouping import Assignment, Grouping, Levels, compose_levels
+from uss_utils.methods._hsg_contrast import (
+    centroid_contrast,
+    retrieval_accuracy,
+    segment_contrast,
+)
+from uss_utils.methods._hsg_graph import balance_loss, knn_graph, modularity_loss
+from uss_utils.methods._hsg_segments import (
+    Nodes,
+    Segments,
+    dense_numbers,
+    segment_nodes,
+    segment_views,
+)
+
+LEVELS = ("fine", "coarse")
+
+
+class Everyone(NamedTuple):
+    """The segments of all processes.
+
+    Attributes:
+        prototypes: differentiable, shape (S, C).
+        labels: numbers of (image, region) and, with a grouping, of (image, fine group)
+            and (image, coarse group), int64 (S,) each.
+        first: place of this process's first segment.
+    """
+
+    prototypes: Tensor
+    labels: list[Tensor]
+    first: int
+
+
+@dataclass(frozen=True)
+class HSGLoss:
+    """The weighted sum of all terms, and each of them.
+
+    The paper's settings for the second stage on COCO are the defaults; the first stage
+    has no grouping, grid (1, 1) and 1 iteration. For Cityscapes modularity and centroid
+    weigh 0.2, ``knn`` is 4 and ``per_view`` False.
+
+    Attributes:
+        region: weight of the contrast among regions of both views.
+        fine: weight of the contrast among fine groups.
+        coarse: weight of the contrast among coarse groups.
+        modularity: weight of the modularity of both levels.
+        balance: weight of the balance of both levels; None: that of the modularity.
+        centroid: weight of the contrast among centroids, both levels.
+        grid: cells (ky, kx) from which k-means starts in every view.
+        iterations: of k-means.
+        kappa: concentration of every contrast.
+        knn: neighbours of a node in the graph.
+        per_view: look for neighbours in each view; False: among all nodes of the image.
+        slots: M; None: the largest number of nodes of an image of the batch.
+        standard: modularity as it is defined; False: as HSG does.
+    """
+
+    region: float = 1.0
+    fine: float = 0.1
+    coarse: float = 0.1
+    modularity: float = 1.0
+    balance: float | None = None
+    centroid: float = 1.0
+    grid: tuple[int, int] = (4, 4)
+    iterations: int = 15
+    kappa: float = 16.0
+    knn: int = 2
+    per_view: bool = True
+    slots: int | None = None
+    standard: bool = False
+
+    def __call__(
+        self,
+        emb: Tensor,
+        regions: Tensor,
+        valid: Tensor,
+        image_of_view: Tensor,
+        grouping: Grouping | Levels | None = None,
+    ) -> dict[str, Tensor]:
+        """All terms of a batch of views.
+
+        Args:
+            emb: embedding maps, not normalised, shape (N, C, h, w).
+            regions: ids, the same in all views of an image, integers (N, H, W).
+            valid: pixels that are no padding, bool (N, H, W).
+            image_of_view: image of each view, int64 (N,).
+            grouping: the clustering transformers (``HSGNet.grouping``), or logits and
+                centroids of the nodes; None: regions alone.
+
+        Returns:
+            Scalars: "total"; "region" and, with a grouping, "fine", "coarse" and
+            "modularity", "balance" and "centroid", each with "_fine" or "_coarse"
+            behind it, all before they are weighted; and "top5", the share of the five
+            segments most like a segment, itself included, that have its image and
+            region. Without any valid pixel all are 0.
+
+        Raises:
+            ValueError: shapes that do not fit, more nodes than slots, or a grouping
+                trained on a single image.
+        """
+        segments = segment_views(emb, regions, valid, self.grid, self.iterations)
+        return self.of_segments(segments, image_of_view, grouping)
+
+    def of_segments(
+        self,
+        segments: Segments,
+        image_of_view: Tensor,
+        grouping: Grouping | Levels | None = None,
+    ) -> dict[str, Tensor]:
+        """The same of given segments; see :meth:`__call__`."""
+        with torch.autocast(segments.pixels.device.type, enabled=False):
+            nodes, levels, groups = self._grouped(segments, image_of_view, grouping)
+            everyone = _everyone(segments, nodes, groups)
+            terms = self._contrasts(segments, everyone)
+            if levels is not None:
+                terms |= self._goodness(nodes, levels, groups)
+            if not len(everyone.prototypes):  # centroids of nothing would still repel
+                nothing = segments.pixels.sum() * 0
+                terms = dict.fromkeys(terms, nothing)
+            weights = self._weights()
+            total = sum(weights[name] * term for name, term in terms.items())
+            top5 = retrieval_accuracy(everyone.prototypes, everyone.labels[0])
+        return {"total": total, **terms, "top5": top5}
+
+    def _grouped(
+        self,
+        segments: Segments,
+        image_of_view: Tensor,
+        grouping: Grouping | Levels | None,
+    ) -> tuple[Nodes, Levels | None, Assignment | None]:
+        if not isinstance(grouping, Grouping):
+            nodes = segment_nodes(segments, image_of_view, slots=self.slots)
+        else:
+            place = grouping.positions(segments.shape[1:])
+            nodes = segment_nodes(segments, image_of_view, place, self.slots)
+            grouping = grouping(nodes.x, nodes.padding, nodes.position)
+        if grouping is None:
+            return nodes, None, None
+        found = compose_levels(grouping.fine_logits, grouping.coarse_logits)
+        return nodes, grouping, found
+
+    def _contrasts(self, segments: Segments, everyone: Everyone) -> dict[str, Tensor]:
+        """Each pixel against the segments of all processes, at every level."""
+        names = ("region", *LEVELS)[: len(everyone.labels)]
+        own = segments.pixel_segment + everyone.first
+        values = segment_contrast(
+            segments.pixels, own, everyone.prototypes, everyone.labels, self.kappa
+        )
+        return dict(zip(names, values, strict=True))
+
+    def _goodness(
+        self, nodes: Nodes, levels: Levels, groups: Assignment
+    ) -> dict[str, Tensor]:
+        """Modularity, balance and contrast of centroids at both levels."""
+        among = nodes.view if self.per_view else None
+        graph = knn_graph(nodes.x, nodes.padding, self.knn, among)
+        found = {}
+        for level in LEVELS:
+            probs = getattr(groups, f"{level}_probs")
+            centroids = ranks.gather_rows(getattr(levels, f"{level}_centroids"))
+            found[f"modularity_{level}"] = modularity_loss(
+                probs, graph, nodes.padding, self.standard
+            )
+            found[f"balance_{level}"] = balance_loss(probs, nodes.padding)
+            found[f"centroid_{level}"] = centroid_contrast(centroids, self.kappa)
+        return found
+
+    def _weights(self) -> dict[str, float]:
+        """Weight of every term."""
+        balance = self.modularity if self.balance is None else self.balance
+        weights = {"region": self.region, "fine": self.fine, "coarse": self.coarse}
+        for level in LEVELS:
+            weights[f"modularity_{level}"] = self.modularity
+            weights[f"balance_{level}"] = balance
+            weights[f"centroid_{level}"] = self.centroid
+        return weights
+
+
+def _everyone(segments: Segments, nodes: Nodes, groups: Assignment | None) -> Everyone:
+    """Prototypes and labels of all processes."""
+    image = nodes.image_of_segment
+    labels = [segments.segment_region]
+    if groups is not None:
+        labels += [nodes.of_segments(g) for g in (groups.fine, groups.coarse)]
+    rank = torch.full_like(image, ranks.rank())
+    # A table of integers: which process, which image of it, which label.
+    table = ranks.gather_rows(torch.stack([rank, image, *labels], 1))
+    return Everyone(
+        ranks.gather_rows(segments.prototypes),
+        [dense_numbers(table[:, 0], table[:, 1], column) for column in table.T[2:]],
+        int((table[:, 0] < ranks.rank()).sum()),
+    )
