@@ -8,159 +8,49 @@ do not compare with those of clusters that are matched to classes (Hungarian).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils.methods._hsg_kmeans import coordinates, grid_labels, spherical_kmeans
-from uss_utils.methods._hsg_segments import dense_numbers
-from uss_utils.scored_batches import resized
+from uss_utils.grouping import Assignment, compose_levels
+from uss_utils.hierarchy import Hierarchy
+from uss_utils.hierarchy_network import HSGNet
+from uss_utils.methods._hsg_image import Canvas, ImageSegments, canvas, image_segments
+from uss_utils.scored_batches import eval_mode, resized
 from uss_utils.segments import SegmentMemory, nearest_rows
-from uss_utils.upsampling import upsample_rows
+from uss_utils.upsampling import upsample_adjoint
+
+__all__ = [
+    "CITYSCAPES",
+    "Canvas",
+    "ImageHierarchy",
+    "ImageSegments",
+    "SegmentRetrieval",
+    "build_memory",
+    "canvas",
+    "image_hierarchy",
+    "image_segments",
+    "known_segments",
+    "mean_places",
+    "paint",
+    "predict",
+    "retrieve",
+    "retrieved_labels",
+    "segment_labels",
+    "segments_on_canvas",
+]
 
 IGNORE = 255  # what has no class in the stored labels of VOC and Cityscapes
-EPS = 1e-12
+USES_LABELS = (
+    "labels of the training images name the segments, so the scores do not compare "
+    "with those of clusters matched to classes (Hungarian)"
+)
 
 # Normalised images (B, 3, H, W) to embeddings (B, C, h, w), not normalised.
 Model = Callable[[Tensor], Tensor]
-
-
-class Canvas(NamedTuple):
-    """An image in the top left corner of a canvas.
-
-    Attributes:
-        image: normalised, zero beside the image, shape (3, H, W).
-        label: of the image's part alone, integers (h, w); None without one.
-        size: (h, w) of that part.
-    """
-
-    image: Tensor
-    label: Tensor | None
-    size: tuple[int, int]
-
-
-def canvas(
-    image: Tensor,
-    label: Tensor | None,
-    longer_side: int,
-    size: tuple[int, int],
-) -> Canvas:
-    """Scale an image to a longer side and lay it on a canvas of a fixed size.
-
-    Args:
-        image: normalised, shape (3, H', W').
-        label: integers (H', W'), or None.
-        longer_side: L; the ratio is min(L / H', L / W'), both sides are rounded down.
-            Images are scaled bilinearly without antialiasing, labels by nearest
-            neighbour.
-        size: (H, W) of the canvas.
-
-    Raises:
-        ValueError: the scaled image does not fit, or the label has another size.
-    """
-    own = tuple(image.shape[-2:])
-    if label is not None and tuple(label.shape) != own:
-        raise ValueError(
-            f"label of shape {tuple(label.shape)} for an image of {own[0]}x{own[1]}"
-        )
-    ratio = min(longer_side / own[0], longer_side / own[1])
-    inner = tuple(max(1, int(ratio * n)) for n in own)
-    if inner[0] > size[0] or inner[1] > size[1]:
-        raise ValueError(
-            f"an image of {own[0]}x{own[1]} pixels (height x width) scaled to a longer "
-            f"side of {longer_side} is {inner[0]}x{inner[1]}, which does not fit on a "
-            f"canvas of {size[0]}x{size[1]}; choose a larger canvas"
-        )
-    scaled = F.interpolate(image[None], inner, mode="bilinear", align_corners=False)
-    laid = image.new_zeros(3, *size)
-    laid[:, : inner[0], : inner[1]] = scaled[0]
-    return Canvas(
-        laid, None if label is None else resized(label[None], inner)[0], inner
-    )
-
-
-class ImageSegments(NamedTuple):
-    """The segments of one image.
-
-    Attributes:
-        map: segment of every pixel, 0..S-1, int64 (h, w).
-        prototypes: unit embeddings, float32 (S, C).
-    """
-
-    map: Tensor
-    prototypes: Tensor
-
-
-@torch.no_grad()
-def image_segments(
-    embedding: Tensor,
-    size: tuple[int, int],
-    valid: tuple[int, int] | None = None,
-    grid: tuple[int, int] = (6, 6),
-    iterations: int = 15,
-) -> ImageSegments:
-    """Segments of an image by spherical k-means of its pixels' embeddings and places.
-
-    Coordinates and the grid of the start are those of the whole canvas; only the pixels
-    of the image take part. The enlarged embeddings are made some rows at a time and
-    kept once, together with the coordinates.
-
-    Args:
-        embedding: of the canvas, at any resolution, not normalised, shape (C, h', w').
-        size: (H, W) of the canvas, to which it is enlarged bilinearly.
-        valid: (h, w) of the image in its top left corner; None: all of it.
-        grid: cells (ky, kx) of the start.
-        iterations: of k-means.
-
-    Returns:
-        Segments in the order of their cells; prototypes are directions of sums of
-        embeddings, without coordinates.
-    """
-    height, width = valid or size
-    joint = joint_features(embedding, size, (height, width))
-    start = grid_labels(*size, grid).to(joint.device)
-    own = start[:height, :width].flatten()
-    found = spherical_kmeans(joint, own, int(start.max()) + 1, iterations)
-    segment = dense_numbers(found)
-    sums = joint.new_zeros(int(segment.max()) + 1, len(embedding))
-    step = max(1, (1 << 22) // len(embedding))
-    for rows, part in zip(joint.split(step), segment.split(step), strict=True):
-        e = F.normalize(rows[:, : len(embedding)], dim=1, eps=EPS)
-        sums.index_add_(0, part, e)
-    return ImageSegments(segment.view(height, width), F.normalize(sums, dim=1, eps=EPS))
-
-
-def joint_features(
-    embedding: Tensor, size: tuple[int, int], valid: tuple[int, int]
-) -> Tensor:
-    """What k-means groups: unit rows of [unit embedding, y, x], row by row.
-
-    The same as :func:`~uss_utils.methods._hsg_segments.pixel_features` of the enlarged
-    map, which is never held.
-
-    Args:
-        embedding: shape (C, h', w').
-        size: (H, W) of the canvas.
-        valid: (h, w) of its part that is wanted.
-
-    Returns:
-        float32 (h w, C + 2).
-    """
-    height, width = valid
-    place = coordinates(*size)[:height, :width].reshape(-1, 2).to(embedding.device)
-    n = len(embedding)
-    joint = torch.empty(len(place), n + 2, device=embedding.device)
-    joint[:, n:] = place
-    start = 0
-    for rows in upsample_rows(embedding[None].float(), size, valid):
-        e = rows[0].flatten(1).T
-        part = joint[start : start + len(e)]
-        part[:, :n] = e / torch.linalg.vector_norm(e, dim=1)[:, None].clamp_min(EPS)
-        part /= torch.linalg.vector_norm(part, dim=1)[:, None].clamp_min(EPS)
-        start += len(e)
-    return joint
 
 
 # -------------------------------------------------------------------------- the memory
@@ -279,12 +169,46 @@ def paint(
     return painted if size is None else resized(painted[None], size)[0]
 
 
+# ------------------------------------------------------------------------ whole images
+
+
+@dataclass(frozen=True)
+class SegmentRetrieval:
+    """Every switch of the paper's evaluation; the defaults are those on VOC.
+
+    Attributes:
+        longer_side: of an image on its canvas, in pixels.
+        canvas: (H, W), the same for all images.
+        grid: cells from which k-means starts.
+        iterations: of k-means. The release tests its first stage with 1.
+        k: neighbours that vote.
+    """
+
+    longer_side: int = 512
+    canvas: tuple[int, int] = (512, 512)
+    grid: tuple[int, int] = (6, 6)
+    iterations: int = 15
+    k: int = 20
+
+    def describe(self) -> str:
+        """One line for under a table, which says what the scores may be compared to."""
+        rows, columns = self.grid
+        return (
+            f"longer side {self.longer_side} on {self.canvas[0]}x{self.canvas[1]}; "
+            f"k-means of embeddings and places, {rows}x{columns} cells, "
+            f"{self.iterations} iterations; every segment named by the majority of its "
+            f"{self.k} nearest labelled training segments; no CRF; {USES_LABELS}"
+        )
+
+
+CITYSCAPES = SegmentRetrieval(2048, (1024, 2048), (12, 24))
+
+
 @torch.no_grad()
 def segments_on_canvas(
     model: Model,
     canvases: Sequence[Canvas],
-    grid: tuple[int, int],
-    iterations: int,
+    protocol: SegmentRetrieval,
     device: str | torch.device = "cpu",
 ) -> list[ImageSegments]:
     """Segments of several images, whose canvases the network sees as one batch.
@@ -292,13 +216,119 @@ def segments_on_canvas(
     Args:
         model: gives embeddings; in eval mode.
         canvases: of one size.
-        grid: see :func:`image_segments`.
-        iterations: likewise.
+        protocol: grid and iterations.
         device: where the model computes.
     """
     images = torch.stack([each.image for each in canvases])
     maps, size = model(images.to(device)), tuple(images.shape[-2:])
     return [
-        image_segments(embedding, size, each.size, grid, iterations)
+        image_segments(embedding, size, each.size, protocol.grid, protocol.iterations)
         for embedding, each in zip(maps, canvases, strict=True)
     ]
+
+
+def predict(
+    model: Model,
+    image: Tensor,
+    memory: SegmentMemory,
+    protocol: SegmentRetrieval | None = None,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Classes of an image's pixels, by retrieval from labelled segments.
+
+    Args:
+        model: gives embeddings; a module, or a method of one, is put into eval mode.
+        image: normalised, shape (3, H, W).
+        memory: of labelled training images, see :func:`build_memory`.
+        protocol: None: that on VOC.
+        device: where the model computes.
+
+    Returns:
+        int64 (H, W), at the image's own size; -1 where the embedding is zero.
+
+    Raises:
+        ValueError: the image does not fit on the canvas.
+    """
+    protocol = protocol or SegmentRetrieval()
+    laid = canvas(image, None, protocol.longer_side, protocol.canvas)
+    with eval_mode(model):
+        found = segments_on_canvas(model, [laid], protocol, device)[0]
+    classes = memory.vote(found.prototypes, protocol.k)
+    return paint(found, classes, tuple(image.shape[-2:]))
+
+
+# ------------------------------------------------------------------------- hierarchies
+
+
+class ImageHierarchy(NamedTuple):
+    """The groups of one image.
+
+    Attributes:
+        segments: the nodes.
+        groups: soft groups of the nodes, for a batch of one image.
+        hierarchy: segments, fine and coarse groups as nested maps and as a tree.
+    """
+
+    segments: ImageSegments
+    groups: Assignment
+    hierarchy: Hierarchy
+
+
+@torch.no_grad()
+def image_hierarchy(
+    net: HSGNet,
+    image: Tensor,
+    size: tuple[int, int] | None = None,
+    grid: tuple[int, int] = (4, 4),
+    iterations: int = 15,
+) -> ImageHierarchy:
+    """Segments of a single image, grouped by both clustering transformers.
+
+    Embeddings and the position table are those of the training grid, enlarged
+    bilinearly. Where an image has more cells than the table, the table is enlarged from
+    its full size.
+
+    Args:
+        net: with a grouping.
+        image: normalised, shape (3, H, W); or what the network takes instead.
+        size: (H, W) of the maps; None: that of ``image``.
+        grid: cells from which k-means starts.
+        iterations: of k-means.
+
+    Raises:
+        ValueError: the network has no grouping.
+    """
+    if net.grouping is None:
+        raise ValueError(
+            "the network was trained without clustering transformers (stage 1), so it "
+            "has no groups; train with a hierarchy"
+        )
+    size = tuple(image.shape[-2:]) if size is None else size
+    with eval_mode(net):
+        embedding = net(image[None])[0]
+        found = image_segments(embedding, size, None, grid, iterations)
+        table = net.grouping.positions
+        cells = tuple(min(n, len(table.rows)) for n in embedding.shape[1:])
+        nodes = found.prototypes.T[None]
+        place = mean_places(table(cells), found.map)
+        levels = net.grouping(nodes, torch.zeros_like(nodes[:, 0]).bool(), place[None])
+    groups = compose_levels(levels.fine_logits, levels.coarse_logits)
+    probs = groups.fine_probs[0], groups.coarse_probs[0]
+    return ImageHierarchy(found, groups, Hierarchy.grouped(found.map, *probs))
+
+
+def mean_places(positions: Tensor, segments: Tensor) -> Tensor:
+    """Mean of an enlarged position map over every segment.
+
+    Args:
+        positions: shape (C, h, w).
+        segments: segment of every pixel, 0..S-1, int64 (H, W).
+
+    Returns:
+        Shape (C, S).
+    """
+    member = F.one_hot(segments).movedim(2, 0)[None].to(positions)
+    # A weighted sum over an enlarged map needs no enlarged map.
+    small = upsample_adjoint(member, tuple(positions.shape[1:]))[0]
+    sums = torch.einsum("chw,shw->cs", positions, small)
+    return sums / member.sum((0, 2, 3)).clamp_min(1)
