@@ -41,6 +41,12 @@ def test_item():
     assert data.n_classes == 2
 
 
+def test_sizes():
+    data = Toy(sizes=((4, 6), (5, 3)))
+    assert [data.read_size(i) for i in range(2)] == [(4, 6), (5, 3)]
+    assert data.subset([1]).read_size(0) == (5, 3)
+
+
 def test_item_without_labels():
     assert (Toy(labels=False)[0]["label"] == -1).all()
 
@@ -183,5 +189,6 @@ def test_images_are_read_without_their_labels(tmp_path):
     label.write_bytes(b"no picture")
     assert np.array_equal(data.read_image(0), noise(8, 10, 3, 0))
     assert np.array_equal(data.subset([0]).read_image(0), data.read_image(0))
+    assert data.read_size(0) == data.subset([0]).read_size(0) == (8, 10)
     with pytest.raises((OSError, ValueError)):
         data.read(0)

@@ -182,6 +182,7 @@ def test_the_cameras_tag_turns_only_sets_that_want_it(tmp_path, upright):
     wrong = save(tmp_path / "w.png", np.zeros(size[::-1], np.uint8))
     data = file_set([(image, right), (image, wrong)], upright=upright)
     assert data.read(0)[0].shape[:2] == size == data.read_label(0).shape
+    assert data.read_size(0) == size
     for read in (data.read, data.read_label):
         with pytest.raises(ValueError, match=r"sizes differ: image .*i.jpg .*w.png is"):
             read(1)
