@@ -17,16 +17,21 @@ def images(height=64, width=96, n=2):
 
 
 def original(name, **options) -> nn.Module:
-    """torchvision's network; its statistics are not those of the start."""
-    with torch.random.fork_rng():
+    """torchvision's network; its statistics are those of a batch, so that it answers.
+
+    With the statistics of the start, or any others, its maps would explode or be zero.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         network = getattr(torchvision.models, name)(**options)
-        for key, value in network.state_dict().items():
-            if "running" in key:
-                value.copy_(torch.rand(value.shape) + 0.5)
-    network.avgpool = nn.Identity()
-    network.fc = nn.Identity()
-    return network.eval()
+        network.avgpool = nn.Identity()
+        network.fc = nn.Identity()
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        network(images(96, 128))
+    assert 0.1 < network.eval()(images()).std() < 10
+    return network
 
 
 def shared(name, like) -> DilatedResNet:
@@ -72,6 +77,80 @@ def test_size_of_resnet50_and_odd_images():
     assert small.dim == 512
     with torch.no_grad():
         assert small(images(65, 40)).shape == (2, 512, 9, 5)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+@torch.no_grad()
+def test_stride_can_be_chosen_later(name):
+    like = original(name)
+    network, fine = shared(name, like), shared(name, like)(images())
+    for stride in (16, 32, 8):
+        network.set_stride(stride)
+        maps = network(images())
+        assert network.stride == stride
+        assert maps.shape == (2, network.dim, 64 // stride, 96 // stride)
+        every = stride // 8
+        expected = fine[..., ::every, ::every]
+        torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-4)
+
+
+def rates_of(stage):
+    return [block.conv2.dilation[0] for block in stage]
+
+
+@pytest.mark.parametrize("name", RESNETS)
+@torch.no_grad()
+def test_rates_of_the_last_stage_keep_what_is_looked_at(name):
+    network = shared(name, original(name))
+    network.set_stride(16, (1, 4, 8))
+    coarse, at_16 = network(images()), rates_of(network.layer4)
+    assert rates_of(network.layer3) == [1] * len(network.layer3)
+    network.set_stride(8, (1, 4, 8))
+    fine, at_8 = network(images()), rates_of(network.layer4)
+    expected = ([1, 4, 8], [2, 8, 16])
+    blocks = len(network.layer4)
+    assert (at_16, at_8) == tuple(x[:blocks] for x in expected)
+    assert set(rates_of(network.layer3)[1:]) == {2}
+    assert coarse.shape[2:] == (4, 6) and fine.shape[2:] == (8, 12)
+    torch.testing.assert_close(fine[..., ::2, ::2], coarse, atol=1e-4, rtol=1e-4)
+    network.set_stride(8)
+    assert not torch.allclose(network(images()), fine, atol=1e-2)
+
+
+def test_resnet50_with_rates_has_the_papers_dilations():
+    network = DilatedResNet()
+    network.set_stride(8, (1, 4, 8))
+    assert rates_of(network.layer3) == [1, 2, 2, 2, 2, 2]
+    strides = [m.stride for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert strides.count((2, 2)) == 3  # the stem, and stage 2 with its shortcut
+    padding = [b.conv2.padding[0] for b in network.layer4]
+    assert padding == rates_of(network.layer4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_stride_of_short_networks(n):
+    network = DilatedResNet("resnet18", n).eval()
+    network.set_stride(16, (1, 4, 8))
+    assert network.stride == (4, 8, 16)[n - 1]
+    with torch.no_grad():
+        assert network(images()).shape[2] == 64 // network.stride
+
+
+def test_strides_and_rates_there_are_not():
+    network = DilatedResNet()
+    with pytest.raises(ValueError, match="stride is 8, 16 or 32 here, got 4"):
+        network.set_stride(4)
+    with pytest.raises(ValueError, match="need a stride of 8 or 16, not 32"):
+        network.set_stride(32, (1, 4, 8))
+    with pytest.raises(ValueError, match=r"resnet50 has 3 blocks, got rates \(1, 4\)"):
+        network.set_stride(16, (1, 4))
+
+
+def test_start_of_the_convolutions():
+    weight = DilatedResNet().layer4[0].conv2.weight
+    assert float(weight.detach().std()) == pytest.approx(
+        (2 / (9 * 512)) ** 0.5, rel=0.01
+    )
 
 
 def test_stages_hold_every_parameter_once():

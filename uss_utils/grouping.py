@@ -142,6 +142,8 @@ def group_positions(
 class Grouping(nn.Module):
     """Position table and both clustering transformers with their queries.
 
+    The features that the second transformer offers to a next level are not used.
+
     Args:
         dim: channels C of embeddings and nodes, even.
         fine: groups K1 of the first level.

@@ -47,24 +47,14 @@ def gather_rows(x: Tensor) -> Tensor:
     return _GatherRows.apply(x, counts)
 
 
-def first_row(x: Tensor) -> int:
-    """Place of this process's first row in what :func:`gather_rows` returns."""
-    if world_size() == 1:
-        return 0
-    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
-    return sum(counts[: rank()])
-
-
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
-        parts = (
-            gather(padded).split(max(counts)) if max(counts) else [padded] * len(counts)
-        )
-        return torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)])
+        whole = gather(padded).view(len(counts), *padded.shape)
+        return torch.cat([part[:n] for part, n in zip(whole, counts, strict=True)])
 
     @staticmethod
     @once_differentiable

@@ -155,6 +155,13 @@ class HSGLoss:
             grouping = grouping(nodes.x, nodes.padding, nodes.position)
         if grouping is None:
             return nodes, None, None
+        expected = (len(nodes.padding), nodes.padding.shape[1])
+        given = (len(grouping.fine_logits), grouping.fine_logits.shape[2])
+        if given != expected:
+            raise ValueError(
+                f"the fine logits are of {given[0]} images with {given[1]} slots, the "
+                f"nodes of {expected[0]} with {expected[1]}"
+            )
         found = compose_levels(grouping.fine_logits, grouping.coarse_logits)
         return nodes, grouping, found
 
