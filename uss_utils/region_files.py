@@ -20,7 +20,7 @@ from uss_utils.datasets.processes import cores, spread
 from uss_utils.map_files import MapFiles, default_folder, to_be_made, write_map
 
 FORMAT = 1  # another number: regions are made anew
-PER_PROCESS = 32  # images that are worth starting a process for
+PER_PROCESS = 100  # images that are worth the seconds a process takes to start
 PHOTOGRAPH = "_leftImg8bit"  # ends file names of Cityscapes, not its items' names
 
 
