@@ -128,14 +128,11 @@ class Segments:
         Returns:
             Shape (N, H, W), ``fill`` where no pixel is valid.
         """
-        values = torch.arange(len(self.prototypes)) if values is None else values
+        if values is None:
+            values = torch.arange(len(self.prototypes), device=self.pixels.device)
         n, height, width = self.shape
-        maps = torch.full((n, height * width), fill, dtype=values.dtype)
-        maps = maps.to(values.device)
-        places = (self.pixel_view, self.pixel_place)
-        maps[tuple(place.to(values.device) for place in places)] = values[
-            self.pixel_segment.to(values.device)
-        ]
+        maps = values.new_full((n, height * width), fill)
+        maps[self.pixel_view, self.pixel_place] = values[self.pixel_segment]
         return maps.view(self.shape)
 
 
