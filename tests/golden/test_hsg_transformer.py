@@ -122,12 +122,13 @@ def test_levels(path):
 def test_position_map(path):
     """Tables and map by shape: two of (side, C / 2), columns first, and (C, h, w)."""
     pair = load(path)
-    tables = [v for k, v in pair.items() if k.startswith("in_") and v.ndim == 2]
-    names = [k for k, v in pair.items() if k.startswith("in_") and v.ndim == 2]
-    if "row" in names[0]:
-        tables.reverse()
+    tables = {
+        k: v for k, v in pair.items() if k.startswith("in_") and torch.is_tensor(v)
+    }
+    by_rows = sorted(tables, key=lambda name: "row" in name)  # columns first
     maps = [v for k, v in pair.items() if k.startswith("out_")]
+    assert len(tables) == 2 and maps
     for expected in maps:
         expected = expected[0] if expected.ndim == 4 else expected
-        found = position_map(*tables, tuple(expected.shape[1:]))
+        found = position_map(*map(tables.get, by_rows), tuple(expected.shape[1:]))
         assert_close(found, expected, 1e-6)
