@@ -6,7 +6,15 @@ from torchvision.transforms import functional as tv
 
 from uss_utils import photometric
 from uss_utils.environment import generator
-from uss_utils.photometric import Change, blur, draw_jitter, recolour
+from uss_utils.photometric import (
+    Change,
+    blur,
+    colour_maps,
+    draw_change,
+    draw_jitter,
+    recolour,
+    recolour_fast,
+)
 
 
 def pictures(n=3, height=24, width=31):
@@ -69,3 +77,52 @@ def test_factors_lie_around_their_centres():
         assert (factors - centre).abs().max() <= reach + 1e-6
         assert factors.min() < centre - 0.9 * reach
         assert factors.max() > centre + 0.9 * reach
+
+
+def test_colour_maps_are_the_jitter_where_nothing_is_clamped():
+    images = torch.rand(6, 3, 8, 8, generator=generator(0)) * 0.2 + 0.4
+    orders = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), ()]
+    factors = {0: 1.2, 1: 0.7, 2: 1.4}
+    changes = [
+        Change(
+            tuple((k, {**factors, 3: 0.0}[k]) for k in (*order, 3)) if order else (),
+            grey=bool(i % 2),
+        )
+        for i, order in enumerate(orders)
+    ]
+    matrices, offsets = colour_maps(changes, images.mean((2, 3)))
+    fast = matrices @ images.flatten(2) + offsets[..., None]
+    expected = recolour(images, changes).flatten(2)
+    torch.testing.assert_close(fast, expected, atol=2e-3, rtol=0)
+
+
+def test_colour_maps_turn_hue_as_the_jitter_does():
+    red = torch.tensor([[0.8, 0.2, 0.2]])
+    for shift, expected in ((1 / 3, [0.2, 0.8, 0.2]), (-1 / 3, [0.2, 0.2, 0.8])):
+        change = Change(((0, 1.0), (1, 1.0), (2, 1.0), (3, shift)))
+        matrix, offset = colour_maps([change], red)
+        turned = matrix[0] @ red[0] + offset[0]
+        assert turned.tolist() == pytest.approx(expected, abs=1e-5)
+    grey = torch.full((1, 3), 0.4)
+    assert (matrix[0] @ grey[0]).tolist() == pytest.approx([0.4] * 3, abs=1e-5)
+
+
+def test_fast_colours_are_the_slow_ones_where_nothing_is_clamped():
+    images = torch.rand(5, 3, 8, 8, generator=generator(0)) * 0.2 + 0.4
+    changes = [
+        Change(((0, 1.1), (2, 0.8), (1, 0.9), (3, 0.0)), grey=k == 2) for k in range(5)
+    ]
+    found = recolour_fast(images, changes)
+    torch.testing.assert_close(found, recolour(images, changes), atol=2e-3, rtol=0)
+    bright = recolour_fast(
+        images, [Change(((0, 3.0), (1, 1.0), (2, 1.0), (3, 0.0)))] * 5
+    )
+    assert bright.max() == 1
+
+
+def test_changes_come_with_their_odds():
+    source = generator(0)
+    changes = [draw_change((0.4, 0.4, 0.4, 0.1), 0.3, 0.9, source) for _ in range(1000)]
+    assert 0.25 < sum(bool(change.jitter) for change in changes) / 1000 < 0.35
+    assert 0.87 < sum(change.grey for change in changes) / 1000 < 0.93
+    assert not any(draw_change((0, 0, 0, 0), 0, 0, source).jitter for _ in range(9))

@@ -17,7 +17,7 @@ from uss_utils.probes import (
     linear_probe_loss,
     upsample,
 )
-from uss_utils.upsampling import upsample_adjoint
+from uss_utils.upsampling import upsample_adjoint, upsample_rows
 
 SIZES = [((5, 7), (20, 28)), ((4, 6), (9, 11)), ((1, 3), (8, 5)), ((6, 6), (4, 3))]
 
@@ -50,6 +50,18 @@ def test_the_adjoint_moves_weights_from_pixels_to_patches(target):
     x, weights = codes(2, 4, 3, 5), codes(2, 4, *target, seed=1)
     small = upsample_adjoint(weights, (3, 5))
     torch.testing.assert_close((small * x).sum(), (upsample(x, target) * weights).sum())
+
+
+@pytest.mark.parametrize("cached", [1, 500, 1 << 30])
+@pytest.mark.parametrize("crop", [None, (11, 4)])
+def test_upsampling_some_rows_at_a_time(cached, crop, monkeypatch):
+    monkeypatch.setattr("uss_utils.upsampling.CACHED", cached)
+    code = torch.randn(2, 6, 5, 7, generator=generator(0))
+    parts = list(upsample_rows(code, (17, 23), crop))
+    height, width = crop or (17, 23)
+    whole = upsample(code, (17, 23))[..., :height, :width]
+    torch.testing.assert_close(torch.cat(parts, 2), whole)
+    assert len(parts) == {1: height, 1 << 30: 1}.get(cached, len(parts))
 
 
 def test_upsample_keeps_precision_under_autocast():

@@ -4,8 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uss_utils import segments
 from uss_utils.environment import generator
-from uss_utils.segments import SegmentMemory, class_maps, cluster_segments
+from uss_utils.segments import (
+    SegmentMemory,
+    class_maps,
+    cluster_segments,
+    majority,
+    nearest_rows,
+)
 
 
 def unit(*shape, seed=0):
@@ -169,3 +176,46 @@ def test_memories_that_cannot_be_are_explained():
         memory.retrieve(unit(5))
     with pytest.raises(ValueError, match=r"expected \(N, 5\)"):
         memory.retrieve(unit(2, 6))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("n", [1, 19, 20, 300, 9_999])
+def test_nearest_rows_are_those_of_a_full_sort(n, k, monkeypatch):
+    rows, queries = unit(n, 6), unit(11, 6, seed=1)
+    known = (queries @ rows.T).argsort(1, descending=True)[:, :k]
+    monkeypatch.setattr(segments, "PIECE", 16)
+    for block in (1, 3 * n, 1 << 20):
+        monkeypatch.setattr(segments, "BLOCK", block)
+        assert torch.equal(nearest_rows(queries, rows, k), known)
+    none = nearest_rows(queries[:0], rows, k)
+    assert none.shape == (0, min(k, n))
+
+
+def test_near_rows_in_one_piece_are_all_found():
+    """A piece may hold several, or all, of the nearest."""
+    rows = torch.cat([unit(4000, 4) * 0.1, torch.eye(4)[:1].repeat(300, 1)])
+    rows[-300:] *= torch.linspace(1, 2, 300)[:, None]
+    found = nearest_rows(torch.eye(4)[:1], rows, 5)
+    assert found.tolist() == [[4299, 4298, 4297, 4296, 4295]]
+
+
+def test_the_majority_votes_and_the_smallest_wins_a_tie():
+    labels = torch.tensor([[5, 5, 2], [7, 3, 3], [9, 4, 6], [0, 1, 1]])
+    assert majority(labels).tolist() == [5, 3, 4, 1]
+    assert majority(labels[:0]).tolist() == []
+    memory = SegmentMemory(torch.eye(3), torch.tensor([4, 2, 2]), torch.arange(3))
+    queries = torch.tensor([[1.0, 0.9, 0.8], [1.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    assert memory.vote(queries, 1).tolist() == [4, 4, -1]
+    assert memory.vote(queries, 2).tolist() == [2, 2, -1]
+    assert memory.vote(queries, 99).tolist() == [2, 2, -1]
+    assert memory.nearest(queries, 2)[0].tolist() == [0, 1]
+
+
+def test_votes_that_cannot_be_are_explained():
+    memory = SegmentMemory(torch.eye(3), torch.arange(3), torch.arange(3))
+    with pytest.raises(ValueError, match="cannot look for 0 nearest among 3 rows"):
+        memory.vote(torch.eye(3), 0)
+    with pytest.raises(ValueError, match=r"expected \(N, 3\), one row per segment"):
+        memory.nearest(torch.ones(3))
+    with pytest.raises(ValueError, match="20 nearest among 0 rows"):
+        nearest_rows(torch.eye(3), torch.eye(3)[:0], 20)

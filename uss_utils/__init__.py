@@ -9,7 +9,7 @@ Data
       base, files     what every data set offers; sets made of image and label files
       scenes          generated streets and aerial views, drawn by the _ modules
       camvid, folder  CamVid's photographs; a folder of your own, labels optional
-      cocostuff, cityscapes, potsdam, voc   the benchmarks
+      coco, cocostuff, cityscapes, potsdam, voc   the benchmarks
       potsdam_tiles   cutting Potsdam's tiles into patches, split by tile
       sbd             SBD's labels for VOC's split trainaug
       crops           five stored crops per image: writing and reading them
@@ -61,6 +61,7 @@ Grouping
       segment_maps    their prototypes, and maps painted from them
     clustering_transformer *  groups among the segments of an image
       grouping        fine groups, and coarse groups of these
+    hierarchy *     nested regions of an image: maps, a tree, files
     local_attention  neighbours weighed by attention, mixed into a code
     photometric     an image in other colours
     saliency *      object masks from features, nothing trained
@@ -76,6 +77,7 @@ Evaluation
       scored_batches  labels at the size they are stored in
     segment_evaluation *  objects scored: k-means, retrieval
       segment_tables  one pass over the data; the switches
+    covering *      how well regions of any level cover the objects
     linear_classifier *  a linear probe by SGD on augmented images
     metrics *       confusion, matching, IoU
     crf             dense CRF, over the processes of _crf_worker

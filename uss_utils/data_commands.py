@@ -29,22 +29,26 @@ def download(
     data_root: DataRoot = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Only this split (cocostuff27, voc): train, val, trainaug."),
+        typer.Option(help="Only this split (coco, cocostuff27, voc)."),
     ] = None,
 ) -> None:
     """Fetch a data set that needs no login; a broken download is continued."""
     from uss_utils import datasets
-    from uss_utils.datasets.coco_download import download_cocostuff
+    from uss_utils.datasets.coco_download import download_coco, download_cocostuff
     from uss_utils.datasets.download import download_camvid
     from uss_utils.datasets.voc_download import download_voc
 
-    by_split = {"cocostuff27": download_cocostuff, "voc": download_voc}
+    by_split = {
+        "cocostuff27": download_cocostuff,
+        "coco": download_coco,
+        "voc": download_voc,
+    }
     if name in by_split:
         typer.echo(f"ready: {by_split[name](data_root, split)}")
         return
     if split is not None:
         raise ValueError(
-            f"--split is for {' and '.join(by_split)}; {name} comes as a whole"
+            f"--split is for {', '.join(by_split)}; {name} comes as a whole"
         )
     if name == "camvid":
         typer.echo(f"ready: {download_camvid(data_root)}")

@@ -1,4 +1,4 @@
-"""Cityscapes: official layout, label ids, and what is said about bad files."""
+"""Cityscapes: official layout, both sets of classes, what is said about bad files."""
 
 import numpy as np
 import pytest
@@ -21,6 +21,28 @@ def test_frames_of_all_cities_with_27_classes(tmp_path, split):
     assert label[:3, 0].tolist() == [-1, -1, 1]
     assert data.classes[1] == "sidewalk" and data.n_classes == 27
     assert data.palette[1].tolist() == [244, 35, 232]
+
+
+def test_the_19_classes_of_the_benchmark(tmp_path):
+    make_cityscapes(tmp_path)
+    frame = tmp_path / f"gtFine/train/aachen/{FRAME}_gtFine_labelIds.png"
+    ids = np.zeros((32, 64), np.uint8)
+    known = [
+        *(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+    ]
+    ids[0, : len(known)] = known
+    ids[1, :12] = [0, 1, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255]
+    write(frame, ids)
+    data = datasets.load("cityscapes19", "train", tmp_path, size=(32, 64))
+    label = data[1]["label"]
+    assert label[0, :19].tolist() == list(range(19))
+    assert (label[0, 19:] == -1).all() and (label[1:] == -1).all()
+    assert data.name == "cityscapes19" and data.n_classes == 19
+    assert data.classes[-1] == "bicycle" and "caravan" not in data.classes
+    assert data.palette[13].tolist() == [0, 0, 142]
+    assert data.item_name(1) == FRAME
+    with pytest.raises(ValueError, match="'cityscapes19' has no option 'crops'"):
+        datasets.load("cityscapes19", "train", tmp_path, crops="five")
 
 
 def test_size_and_resampling(tmp_path):
@@ -94,6 +116,13 @@ def test_check(tmp_path):
     assert "[MISS] train leftImg8bit: 4 of 2975" in text
     assert "[MISS] val gtFine: 0 of 500" in text
     assert "of 14875 (optional: python -m uss_utils data prepare cityscapes27)" in text
+    assert "next step: Cityscapes needs a login" in text
+
+
+def test_check_of_19_classes(tmp_path):
+    text = str(datasets.check("cityscapes19", make_cityscapes(tmp_path)))
+    assert text.startswith("cityscapes19: ")
+    assert "[MISS] train leftImg8bit: 4 of 2975" in text and "crops" not in text
     assert "next step: Cityscapes needs a login" in text
 
 

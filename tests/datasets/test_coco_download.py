@@ -15,7 +15,7 @@ from PIL import Image
 from tests.datasets.benchmark_files import coco_label, noise
 from uss_utils import datasets
 from uss_utils.datasets import coco_download, cocostuff, download
-from uss_utils.datasets.coco_download import PARTS, download_cocostuff
+from uss_utils.datasets.coco_download import PARTS, download_coco, download_cocostuff
 from uss_utils.datasets.download import REGISTRY, DownloadError, Remote
 
 COUNTS = {"train": 4, "val": 2}
@@ -108,6 +108,32 @@ def test_one_split(coco, tmp_path):
     assert [path for path, _ in coco.requests[2:]] == ["/coco-train2017.zip"]
     with pytest.raises(ValueError, match="no split 'test'; known: train, val"):
         download_cocostuff(root, "test")
+
+
+def test_images_alone(coco, tmp_path, capsys):
+    root = download_coco(split="train", progress=False)
+    assert root == tmp_path / "data" / "coco"
+    assert [path for path, _ in coco.requests] == ["/coco-train2017.zip"]
+    assert len(datasets.load("coco")) == 4
+    assert "MSCOCO: 1 archives, 0.0 GB" in capsys.readouterr().out
+    download_coco(progress=False)
+    assert [path for path, _ in coco.requests[1:]] == ["/coco-val2017.zip"]
+    assert not (root / "annotations").exists() and not (root / "curated").exists()
+    with pytest.raises(ValueError, match="MSCOCO has no split 'test'; known: train, v"):
+        download_coco(root, "test")
+
+
+def test_images_of_either_layout_are_completed_where_they_are(coco, tmp_path):
+    stuff = download_cocostuff(progress=False)
+    assert download_coco(progress=False) == stuff
+    assert len(coco.requests) == 3
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (stuff / "images" / "train2017").rename(flat / "train2017")
+    next((flat / "train2017").iterdir()).unlink()
+    assert download_coco(flat, "train", progress=False) == flat
+    assert len(datasets.load("coco", "train", flat)) == 4
+    assert not (flat / "images").exists()
 
 
 def test_a_broken_connection_is_continued(coco, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from uss_utils.methods._maskcontrast_data import (
     draw_accepted,
     draw_change,
 )
-from uss_utils.photometric import Change, colour_maps, recolour
+from uss_utils.photometric import Change
 
 BOTH = pytest.mark.parametrize("views_of", [TwoViewDataset, TwoViewBatches])
 SIDE = 32
@@ -283,34 +283,6 @@ def test_both_ways_cut_the_same_pixels(no_colours):
             assert np.abs(difference).max() <= 1
             expected = ids[i, 0].flip(-1) if flip else ids[i, 0]
             assert np.array_equal(expected, mask)
-
-
-def test_colour_maps_are_the_jitter_where_nothing_is_clamped():
-    images = torch.rand(6, 3, 8, 8, generator=generator(0)) * 0.2 + 0.4
-    orders = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), ()]
-    factors = {0: 1.2, 1: 0.7, 2: 1.4}
-    changes = [
-        Change(
-            tuple((k, {**factors, 3: 0.0}[k]) for k in (*order, 3)) if order else (),
-            grey=bool(i % 2),
-        )
-        for i, order in enumerate(orders)
-    ]
-    matrices, offsets = colour_maps(changes, images.mean((2, 3)))
-    fast = matrices @ images.flatten(2) + offsets[..., None]
-    expected = recolour(images, changes).flatten(2)
-    torch.testing.assert_close(fast, expected, atol=2e-3, rtol=0)
-
-
-def test_colour_maps_turn_hue_as_the_jitter_does():
-    red = torch.tensor([[0.8, 0.2, 0.2]])
-    for shift, expected in ((1 / 3, [0.2, 0.8, 0.2]), (-1 / 3, [0.2, 0.2, 0.8])):
-        change = Change(((0, 1.0), (1, 1.0), (2, 1.0), (3, shift)))
-        matrix, offset = colour_maps([change], red)
-        turned = matrix[0] @ red[0] + offset[0]
-        assert turned.tolist() == pytest.approx(expected, abs=1e-5)
-    grey = torch.full((1, 3), 0.4)
-    assert (matrix[0] @ grey[0]).tolist() == pytest.approx([0.4] * 3, abs=1e-5)
 
 
 def test_changes_have_the_published_odds():

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from uss_utils.datasets import camvid, cityscapes, cocostuff, inventory, potsdam, voc
+from uss_utils.datasets import (
+    camvid,
+    cityscapes,
+    coco,
+    cocostuff,
+    inventory,
+    potsdam,
+    voc,
+)
 from uss_utils.datasets.base import SegmentationDataset, Subset
 from uss_utils.datasets.crops import FiveCrops
 from uss_utils.datasets.folder import FolderDataset
@@ -96,6 +104,13 @@ def _open_folder(
     return _thin(FolderDataset(root, split, transform=geometry, **options), limit)
 
 
+def _open_coco(
+    split, root, size, limit, transform, resample=None, list_file=None
+) -> SegmentationDataset:
+    geometry = _geometry(size, transform, resample)
+    return _thin(coco.Coco(split, root, geometry, list_file), limit)
+
+
 def _open_published(
     reader: Callable[..., SegmentationDataset],
     find_root: Callable[[str | Path | None], Path] | None = None,
@@ -178,6 +193,26 @@ DATASETS: dict[str, DatasetInfo] = {
         ),
         checker=inventory.check_cityscapes,
         options=("resample", "crops"),
+    ),
+    "cityscapes19": DatasetInfo(
+        description="Cityscapes with the 19 classes of its benchmark",
+        licence="research, not commercial; login needed",
+        splits=tuple(cityscapes.SPLITS),
+        classes=CLASS_NAMES["cityscapes19"],
+        palette=palette("cityscapes19"),
+        loader=_open_published(cityscapes.Cityscapes19),
+        checker=inventory.check_cityscapes19,
+        options=("resample",),
+    ),
+    "coco": DatasetInfo(
+        description="MSCOCO, 118287 photographs of everyday scenes, no labels",
+        licence="images under the terms of Flickr",
+        splits=tuple(coco.SPLITS),
+        classes=coco.CLASSES,
+        palette=voc_palette(len(coco.CLASSES)),
+        loader=_open_coco,
+        checker=inventory.check_coco,
+        options=("resample", "list_file"),
     ),
     "potsdam3": DatasetInfo(
         description="Potsdam, 5400 aerial patches in the published split, 3 classes",
@@ -270,6 +305,7 @@ def load(
             (:class:`~uss_utils.datasets.transforms.Transform` describes them);
             ``crops="five"`` (cocostuff27, cityscapes27): the crops that ``data
             prepare`` stored, instead of the whole images; ``seed`` (generated sets);
+            ``list_file`` (coco): names the images that are read;
             ``classes`` and ``ignore`` (folder).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Cityscapes: streets of 50 cities from a car, 27 classes, 2048 x 1024 pixels.
+"""Cityscapes: streets of 50 cities from a car, 27 or 19 classes, 2048 x 1024 pixels.
 
 Cordts et al.: "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR
 2016. The official layout::
@@ -7,8 +7,9 @@ Cordts et al.: "The Cityscapes Dataset for Semantic Urban Scene Understanding", 
       leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
       gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png
 
-The 27 classes are the label ids 7 to 33; the others are ignored. Its publishers ask for
-an account, so nothing is downloaded.
+The 27 classes are the label ids 7 to 33; the others are ignored. The 19 classes of the
+benchmark (train ids) are those of them that are evaluated. Its publishers ask for an
+account, so nothing is downloaded.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import CLASS_NAMES, LABEL_MAPS, palette
 from uss_utils.datasets.transforms import Transform
 
-NAME = "cityscapes27"
+NAME, NAME_19 = "cityscapes27", "cityscapes19"
 # Published number of frames with fine labels.
 SPLITS = {"train": 2_975, "val": 500}
 IMAGES, LABELS = "leftImg8bit", "gtFine"
@@ -77,6 +78,7 @@ class Cityscapes(FileDataset):
     """
 
     upright = False  # labels belong to the pixels as stored
+    maps = NAME  # of classes and colours, and the name of the set
 
     def __init__(
         self,
@@ -102,15 +104,24 @@ class Cityscapes(FileDataset):
                     f"{missing[0].partition('_')[0]}/{missing[0]}{_ENDS[kind]}. {HOW}"
                 )
         super().__init__(
-            NAME,
+            self.maps,
             split,
             [(images[frame], labels[frame]) for frame in every],
-            CLASS_NAMES[NAME],
-            palette(NAME),
-            LABEL_MAPS[NAME],
+            CLASS_NAMES[self.maps],
+            palette(self.maps),
+            LABEL_MAPS[self.maps],
             transform,
         )
 
     def item_name(self, index: int) -> str:
         """City, sequence and frame."""
         return self.pairs[index][0].name.removesuffix(_ENDS[IMAGES])
+
+
+class Cityscapes19(Cityscapes):
+    """One split of Cityscapes with the 19 classes of the benchmark, as HSG uses it.
+
+    The same files; every other label id is ignored.
+    """
+
+    maps = NAME_19

@@ -1,4 +1,4 @@
-"""COCO-Stuff from its public addresses, unpacked as its reader wants it.
+"""COCO-Stuff, or MSCOCO's images alone, unpacked as their readers want them.
 
 Images come from the servers of COCO, labels from those of COCO-Stuff; no login. What is
 there already is kept: a broken download or unpacking goes on where it stopped, and of a
@@ -8,13 +8,14 @@ set from elsewhere only what is missing is added.
 import shutil
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
 from uss_utils import paths
-from uss_utils.datasets import cocostuff, download, roots
+from uss_utils.datasets import coco, cocostuff, download, roots
 from uss_utils.datasets.download import REGISTRY, DownloadError
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.resumable import explained, locked
@@ -82,26 +83,10 @@ def download_cocostuff(
         DownloadError: an archive could not be had or is not the published one.
         OSError: the folder cannot be written, or the disk is too full.
     """
-    if split is not None and split not in cocostuff.SPLITS:
-        raise ValueError(
-            f"COCO-Stuff has no split {split!r}; known: {', '.join(cocostuff.SPLITS)}"
-        )
-    splits = tuple(cocostuff.SPLITS) if split is None else (split,)
-    target = _target(root)
-    with explained(target):
-        target.mkdir(parents=True, exist_ok=True)
+    splits = _splits("COCO-Stuff", split)
+    target = _target(cocostuff.find_root, root, "cocostuff")
     with locked(target):
-        wanted = [part for part in PARTS if set(part.splits) & set(splits)]
-        wanted = [part for part in wanted if part.missing(target)]
-        if wanted:
-            megabytes = sum(REGISTRY[part.archive].megabytes for part in wanted)
-            print(f"COCO-Stuff: {len(wanted)} archives, {megabytes / 1000:.1f} GB")
-            check_room(target, wanted)
-        for part in wanted:
-            print(download.announce(part.archive))
-            archive = download.fetch(part.archive)
-            unpack(archive, part, target, progress)
-            archive.unlink()
+        _fetch("COCO-Stuff", target, PARTS, splits, progress)
         for name in splits:
             if cocostuff.list_file(target, name) is None:
                 cocostuff.curate(target, name, progress)
@@ -109,19 +94,92 @@ def download_cocostuff(
     return target
 
 
-def _target(root: str | Path | None) -> Path:
+def download_coco(
+    root: str | Path | None = None,
+    split: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Get the images of MSCOCO, or what is missing of them.
+
+    Images that COCO-Stuff has brought are used, and completed in their place.
+
+    Args:
+        root: folder that holds, or will hold, ``images/``; None: ``coco`` under the
+            data folder.
+        split: "train" (19 GB) or "val" (0.8 GB); None: both.
+        progress: show bars.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: unknown split.
+        DownloadError: an archive could not be had or is not the published one.
+        OSError: the folder cannot be written, or the disk is too full.
+    """
+    splits = _splits("MSCOCO", split)
+    target = _target(coco.find_root, root, coco.NAME)
+    parts = []
+    for part in PARTS:
+        if part.suffix == coco.SUFFIX:
+            place = coco.image_folder(target, part.splits[0]).parent
+            parts.append(replace(part, folder=str(place.relative_to(target))))
+    with locked(target):
+        _fetch("MSCOCO", target, parts, splits, progress)
+    print(f"MSCOCO ({', '.join(splits)}) is complete at {target}")
+    return target
+
+
+def _splits(what: str, split: str | None) -> tuple[str, ...]:
+    known = tuple(cocostuff.SPLITS)
+    if split is not None and split not in known:
+        raise ValueError(f"{what} has no split {split!r}; known: {', '.join(known)}")
+    return known if split is None else (split,)
+
+
+def _target(
+    find_root: Callable[[str | Path | None], Path],
+    root: str | Path | None,
+    name: str,
+) -> Path:
+    """Folder of a set, which exists afterwards."""
     try:
-        return cocostuff.find_root(root)
+        return find_root(root)
     except FileNotFoundError:
-        return roots.expected_root(root, "cocostuff")
+        target = roots.expected_root(root, name)
+    with explained(target):
+        target.mkdir(parents=True, exist_ok=True)
+    return target
 
 
-def check_room(target: Path, parts: list[Part]) -> None:
+def _fetch(
+    what: str,
+    target: Path,
+    parts: Sequence[Part],
+    splits: tuple[str, ...],
+    progress: bool,
+) -> None:
+    """Fetch and unpack the archives of some splits of which files are missing."""
+    wanted = [part for part in parts if set(part.splits) & set(splits)]
+    wanted = [part for part in wanted if part.missing(target)]
+    if wanted:
+        megabytes = sum(REGISTRY[part.archive].megabytes for part in wanted)
+        print(f"{what}: {len(wanted)} archives, {megabytes / 1000:.1f} GB")
+        check_room(target, wanted, what)
+    for part in wanted:
+        print(download.announce(part.archive))
+        archive = download.fetch(part.archive)
+        unpack(archive, part, target, progress)
+        archive.unlink()
+
+
+def check_room(target: Path, parts: list[Part], what: str = "COCO-Stuff") -> None:
     """Refuse to begin what the disk cannot hold: one archive at a time, and all files.
 
     Args:
         target: folder of the set.
         parts: archives to be fetched.
+        what: the set, as the message calls it.
 
     Raises:
         OSError: naming what is needed and what is free.
@@ -132,7 +190,7 @@ def check_room(target: Path, parts: list[Part]) -> None:
         for size, part in zip(sizes, parts, strict=True)
     )
     hint = "; --split val needs little"
-    download.check_room("COCO-Stuff", target, max(sizes), unpacked, hint)
+    download.check_room(what, target, max(sizes), unpacked, hint)
 
 
 def unpack(archive: Path, part: Part, target: Path, progress: bool = True) -> None:

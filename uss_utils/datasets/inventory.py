@@ -1,7 +1,7 @@
 """What of a data set is there, what is missing, and the step that gets it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from uss_utils import paths
 from uss_utils.datasets import (
     camvid,
     cityscapes,
+    coco,
     cocostuff,
     crops,
     folder,
@@ -177,8 +178,44 @@ def check_cocostuff(root: str | Path | None = None) -> Report:
     return Report(cocostuff.NAME, str(place), tuple(counts), tuple(problems), step)
 
 
+def check_coco(root: str | Path | None = None) -> Report:
+    """Count the images of MSCOCO and look at the headers of some."""
+    try:
+        place = coco.find_root(root)
+    except FileNotFoundError:
+        place = roots.expected_root(root, coco.NAME)
+    counts, problems = [], []
+    for split in coco.SPLITS:
+        found = len(roots.listed(coco.image_folder(place, split), coco.SUFFIX))
+        # Nothing is learned from val, and nothing can be scored on it.
+        how = "" if split == "train" else f"{coco.FETCH} --split {split}"
+        counts.append(Count(f"{split} images", found, cocostuff.IMAGES[split], how))
+        if found:
+            problems += _sampled_problems(coco.Coco, [split], place)
+    step = (
+        f"`{coco.FETCH} --split train` (19 GB, no login), or name the folder that "
+        "holds train2017/ or images/ with --data-root. Images of cocostuff27 are used"
+    )
+    return Report(coco.NAME, str(place), tuple(counts), tuple(problems), step)
+
+
 def check_cityscapes(root: str | Path | None = None) -> Report:
     """Count images, labels and crops of Cityscapes."""
+    report = _check_cityscapes(root, cityscapes.Cityscapes)
+    crops = _crop_counts(
+        Path(report.place), cityscapes.NAME, cityscapes.SPLITS["train"]
+    )
+    return replace(report, counts=(*report.counts, *crops))
+
+
+def check_cityscapes19(root: str | Path | None = None) -> Report:
+    """Count images and labels of Cityscapes."""
+    return _check_cityscapes(root, cityscapes.Cityscapes19)
+
+
+def _check_cityscapes(
+    root: str | Path | None, reader: type[cityscapes.Cityscapes]
+) -> Report:
     try:
         place = cityscapes.find_root(root)
     except FileNotFoundError:
@@ -189,10 +226,9 @@ def check_cityscapes(root: str | Path | None = None) -> Report:
         for kind in (cityscapes.IMAGES, cityscapes.LABELS)
     ]
     there = [split for split in cityscapes.SPLITS if _any(counts, split)]
-    problems = _sampled_problems(cityscapes.Cityscapes, there, place)
-    counts += _crop_counts(place, cityscapes.NAME, cityscapes.SPLITS["train"])
+    problems = _sampled_problems(reader, there, place)
     step = f"{cityscapes.HOW}; name it with --data-root"
-    return Report(cityscapes.NAME, str(place), tuple(counts), tuple(problems), step)
+    return Report(reader.maps, str(place), tuple(counts), tuple(problems), step)
 
 
 def _any(counts: list[Count], split: str) -> bool:
