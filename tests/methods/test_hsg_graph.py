@@ -60,6 +60,14 @@ def test_length_of_a_node_and_names_of_groups_do_not_matter():
     assert torch.equal(knn_graph(noise, padding, 2, views), graph)
 
 
+def test_padding_may_stand_first_and_carry_any_group():
+    x, padding, views = nodes()
+    graph = knn_graph(x, padding, 2, views)
+    named = views.masked_fill(padding, int(views.max()))
+    turned = knn_graph(x.flip(2), padding.flip(1), 2, named.flip(1))
+    assert torch.equal(turned.flip(1, 2), graph)
+
+
 def test_graph_has_no_gradient_and_is_made_in_float32_under_autocast():
     x, padding, views = nodes()
     x = x.float().requires_grad_()
