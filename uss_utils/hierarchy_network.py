@@ -27,7 +27,9 @@ class HSGNet(nn.Module):
     """Embedding of every pixel, and the grouping of segments.
 
     Its layers draw their start from torch's global generator; convolutions from a
-    normal distribution of variance 2 / (k^2 out).
+    normal distribution of variance 2 / (k^2 out). The embedding's bias is not zero: at
+    a pixel whose ReLUs are all shut the embedding is the bias, and a vector of length
+    zero has no direction to learn from (its gradient is of the order of 1e12).
 
     Args:
         dim: channels D of the embedding.
@@ -76,7 +78,6 @@ class HSGNet(nn.Module):
         )
         for layer in (self.head[0], self.head[3]):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.head[3].bias)
         self.grouping = Grouping(dim) if hierarchy is True else hierarchy or None
 
     def forward(self, images: Tensor, stride: int | None = None) -> Tensor:

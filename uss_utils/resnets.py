@@ -145,6 +145,24 @@ def _is_strided_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.stride == (2, 2)
 
 
+def check_start(start: str | Path) -> None:
+    """Look for a network's first weights before hours are spent on anything else.
+
+    Args:
+        start: "random", "imagenet", or a file.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+    """
+    if start in ("random", "imagenet") or Path(start).expanduser().is_file():
+        return
+    raise FileNotFoundError(
+        f"no weights to start from at {start}; name their file with --set start=FILE "
+        "(MoCo v2's 800 epochs are on the page of its authors, facebookresearch/moco), "
+        "or use start=imagenet or start=random"
+    )
+
+
 def dilated_resnet(
     name: str = "resnet50",
     weights: str | Path | None = None,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, FileIO
 from math import prod
+from multiprocessing import current_process
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,17 @@ def locked(folder: Path) -> Iterator[None]:
     """One writer per folder at a time; the others wait.
 
     The system releases the lock of a killed process, so none is ever left behind.
+
+    Raises:
+        RuntimeError: a script without ``if __name__ == "__main__":`` is being run again
+            by a process that it started itself, and would wait for ever.
     """
+    # Python's own mark of a process that is still importing its parent's script.
+    if getattr(current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "the files are made by several processes, each of which imports your "
+            'script first: put what it does under `if __name__ == "__main__":`'
+        )
     path = folder / LOCK
     while True:
         with explained(path):

@@ -37,7 +37,7 @@ from uss_utils.methods._maskcontrast_loss import (
 from uss_utils.methods._maskcontrast_network import MaskContrast
 from uss_utils.methods._maskcontrast_queue import PrototypeQueue
 from uss_utils.pixel_embedder import EmbedderHead, PixelEmbedder
-from uss_utils.resnets import dilated_resnet
+from uss_utils.resnets import check_start, dilated_resnet
 from uss_utils.run_state import own_random_state
 from uss_utils.saliency import balanced_bce
 from uss_utils.schedules import poly_schedule
@@ -114,7 +114,8 @@ def prepare(
         ValueError: settings and data do not fit together, or no image has a mask.
         FileNotFoundError: the data set, or its released masks, are not there.
     """
-    check_start(cfg)
+    if cfg.network != "none":
+        check_start(cfg.start)
     base = learning.prepare(cfg, dataset, device=device, progress=progress)
     images = cfg.open_whole() if cfg.whole and dataset is None else base.dataset
     masks = open_masks(cfg, images, device=base.device, progress=progress)
@@ -125,22 +126,6 @@ def prepare(
         print(f"masks: {len(pairs)} of {len(images)} images have one; they are used")
     parts = {field.name: getattr(base, field.name) for field in fields(base)}
     return Material(**parts, pairs=pairs, masks=masks)
-
-
-def check_start(cfg: Config) -> None:
-    """Look for the ResNet's file before hours are spent on masks.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    if cfg.network == "none" or cfg.start in ("random", "imagenet"):
-        return
-    if not Path(cfg.start).expanduser().is_file():
-        raise FileNotFoundError(
-            f"no weights to start from at {cfg.start}; name their file with --set "
-            "start=FILE (MoCo v2's 800 epochs are on the page of its authors, "
-            "facebookresearch/moco), or use start=imagenet or start=random"
-        )
 
 
 def build(cfg: Config, material: Material) -> MaskContrast:
