@@ -190,3 +190,15 @@ def test_probabilities_that_do_not_fit_are_refused():
     segments = torch.tensor([[0, 5]])
     with pytest.raises(ValueError, match="for 6 nodes"):
         Hierarchy.grouped(segments, torch.ones(8, 5), torch.ones(4, 5))
+
+
+def test_mean_colours():
+    image = np.zeros((2, 4, 3), np.uint8)
+    image[:, :2] = (10, 20, 30)
+    image[:, 2:] = (200, 100, 0)
+    halves = torch.tensor([[0, 0, 1, 1]] * 2)
+    fine, coarse = Hierarchy.of([halves, halves * 0]).mean_colours(image)
+    assert np.array_equal(fine, image)
+    assert np.unique(coarse.reshape(-1, 3), axis=0).tolist() == [[105, 60, 15]]
+    with pytest.raises(ValueError, match=r"image has shape \(4, 2, 3\), the maps are"):
+        Hierarchy.of([halves]).mean_colours(image.transpose(1, 0, 2))

@@ -1,9 +1,12 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from uss_utils import __main__ as command_line
+from uss_utils.hierarchy import Hierarchy
 from uss_utils.records import read_records
 
 
@@ -153,3 +156,29 @@ def test_train_refuses_what_it_does_not_know(run, tmp_path):
     assert status.startswith("error: unknown setting 'dimension'")
     status, _ = run("evaluate", tmp_path / "none.safetensors")
     assert status.startswith("error: ") and "none.safetensors" in status
+
+
+def test_hierarchy_of_a_folder_of_pictures(run, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in {"tall.png": (90, 60), "wide.jpg": (50, 110)}.items():
+        blocks = rng.integers(0, 256, (size[0] // 10, size[1] // 10, 3), np.uint8)
+        Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(pictures / name)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    small = ("-s", "n_train=8", "-s", "n_val=4", "--steps", 2, "-s", "stages=1")
+    status, _ = run("train", "hsg", "--preset", "smoke", *small, "--out", tmp_path)
+    assert status == 0
+    (record,) = read_records(tmp_path / "records")
+    assert "labels" in record["segments"]["note"]
+    model = tmp_path / "models" / "hsg-seed0.safetensors"
+    status, output = run("hierarchy", model, pictures, "--out", out)
+    assert status == 0 and "2 pictures" in output and "broken.png" in output
+    found = Hierarchy.load(out / "tall")
+    assert found.size == (90, 60) and len(found) == 3
+    with Image.open(out / "wide" / "overview.png") as overview:
+        assert overview.size == (4 * 110, 50)
+    status, _ = run("hierarchy", model, pictures / "broken.png", "--out", out)
+    assert str(status).startswith("error: ") and "broken.png" in status
+    status, _ = run("hierarchy", model, tmp_path / "none", "--out", out)
+    assert str(status).startswith("error: ")

@@ -198,6 +198,26 @@ def evaluate(
 
 
 @app.command()
+def hierarchy(
+    model: Annotated[Path, typer.Argument(help="A model of hsg that `train` saved.")],
+    images: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Gets a folder per picture.")],
+    max_side: Annotated[
+        int, typer.Option(help="Longer sides are shrunk to this for the network.")
+    ] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+) -> None:
+    """Cut pictures into regions at several levels: nested maps and their tree."""
+    from uss_utils import methods, runs
+    from uss_utils.segmenter import Segmenter
+
+    segmenter = Segmenter.load(model, device)
+    module = methods.load(segmenter.method)
+    found = runs.save_hierarchies(module, segmenter, images, out, max_side)
+    typer.echo(f"{len(found)} pictures cut into nested regions: {out}")
+
+
+@app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     dataset: Annotated[

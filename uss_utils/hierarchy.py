@@ -112,6 +112,31 @@ class Hierarchy:
         """The same at another size (H, W), by nearest neighbour; it still nests."""
         return Hierarchy.of(resized(level[None], size)[0] for level in self.levels)
 
+    def mean_colours(self, image: np.ndarray) -> list[np.ndarray]:
+        """Every level as a picture: each region in the mean colour of its pixels.
+
+        Args:
+            image: uint8 RGB of the size of the maps, (H, W, 3).
+
+        Returns:
+            uint8 (H, W, 3), fine to coarse.
+
+        Raises:
+            ValueError: another size.
+        """
+        if image.shape != (*self.size, 3):
+            raise ValueError(
+                f"the image has shape {image.shape}, the maps are {self.size}"
+            )
+        pixels = torch.from_numpy(np.require(image, requirements="CW")).flatten(0, 1)
+        found = []
+        for level, number in zip(self, self.counts, strict=True):
+            ids = level.flatten()
+            sums = torch.zeros(number, 3).index_add_(0, ids, pixels.float())
+            mean = (sums / torch.bincount(ids)[:, None]).round().byte()
+            found.append(mean[level].numpy())
+        return found
+
     def tree(self) -> dict:
         """Plain structure: size, and regions with pixels and parent at every level."""
         height, width = self.size

@@ -10,12 +10,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.evaluation import (
     EvalProtocol,
     evaluate,
     evaluate_together,
     write_record,
 )
+from uss_utils.paths import atomic_file
+from uss_utils.pictures import MAX_SIDE, list_pictures, read_picture, working_size
 from uss_utils.recipe import Recipe
 from uss_utils.segmenter import Segmenter
 
@@ -119,14 +126,7 @@ def rescore(
     Raises:
         ValueError: the model was trained with settings that no preset names.
     """
-    if segmenter.preset not in method.PRESETS:
-        raise ValueError(
-            f"the model's preset {segmenter.preset!r} is none of this version: "
-            + ", ".join(method.PRESETS)
-        )
-    stored = dict(segmenter.meta.get("overrides", {}))
-    stored.pop("weights", None)  # only a file's name; the model has its backbone
-    cfg = method.Config.preset(segmenter.preset, **stored | overrides)
+    cfg = _settings(method, segmenter, **overrides)
     record = evaluate(
         segmenter,
         cfg.open("val"),
@@ -136,3 +136,78 @@ def rescore(
     )
     _write(record, method, cfg, segmenter, folder)
     return record
+
+
+def _settings(method: ModuleType, segmenter: Segmenter, **overrides: Any) -> Recipe:
+    """The settings that a model was trained with.
+
+    Raises:
+        ValueError: no preset names them.
+    """
+    if segmenter.preset not in method.PRESETS:
+        raise ValueError(
+            f"the model's preset {segmenter.preset!r} is none of this version: "
+            + ", ".join(method.PRESETS)
+        )
+    stored = dict(segmenter.meta.get("overrides", {}))
+    stored.pop("weights", None)  # only a file's name; the model has its backbone
+    return method.Config.preset(segmenter.preset, **stored | overrides)
+
+
+def save_hierarchies(
+    method: ModuleType,
+    segmenter: Segmenter,
+    images: Path,
+    folder: Path,
+    max_side: int = MAX_SIDE,
+) -> list[Path]:
+    """Cut pictures into nested regions, and write maps, tree and an overview of each.
+
+    A picture that cannot be read is named and left out.
+
+    Args:
+        method: the model's module, which has ``hierarchy_of``.
+        segmenter: the model.
+        images: one picture, or a folder of them.
+        folder: gets a folder per picture, see
+            :meth:`~uss_utils.hierarchy.Hierarchy.save`, with ``overview.png``: the
+            picture, and coarse to fine every region in its mean colour.
+        max_side: longer sides of pictures are shrunk to this for the network.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        ValueError: a model without a hierarchy, or no picture could be read.
+        FileNotFoundError: no such picture or folder, or no picture in it.
+        OSError: ``folder`` cannot be written.
+    """
+    if not hasattr(method, "hierarchy_of"):
+        raise ValueError(
+            f"models of {segmenter.method} give one level; train hsg for a hierarchy"
+        )
+    cfg = _settings(method, segmenter)
+    paths = list_pictures(images) if images.is_dir() else [images]
+    stems = [path.stem for path in paths]
+    written = []
+    for path in tqdm(paths, unit="img"):
+        try:
+            pixels = read_picture(path)
+        except (OSError, ValueError) as error:
+            if len(paths) == 1:
+                raise
+            print(f"left out: {error}")
+            continue
+        size = pixels.shape[:2]
+        work = working_size(size, segmenter.backbone.patch, max_side)
+        image = normalise(np.array(Transform("resize", work).apply_image(pixels)))
+        found = method.hierarchy_of(cfg, segmenter, image).hierarchy.resized(size)
+        name = path.stem if stems.count(path.stem) == 1 else path.name
+        found.save(folder / name)
+        panels = [pixels, *reversed(found.mean_colours(pixels))]
+        with atomic_file(folder / name / "overview.png") as place:
+            Image.fromarray(np.concatenate(panels, 1)).save(place, "PNG")
+        written.append(folder / name)
+    if not written:
+        raise ValueError(f"none of the {len(paths)} pictures in {images} can be read")
+    return written

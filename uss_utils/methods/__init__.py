@@ -16,7 +16,7 @@ from types import ModuleType
 
 from uss_utils.presets import unknown
 
-METHODS = ("kmeans", "stego", "hp", "ppap", "primaps", "maskcontrast")
+METHODS = ("kmeans", "stego", "hp", "ppap", "primaps", "maskcontrast", "hsg")
 
 
 def load(name: str) -> ModuleType:
