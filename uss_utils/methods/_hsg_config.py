@@ -249,7 +249,7 @@ _SMALL: dict[str, Any] = {
     "stages": 2,
     "stride": 8,
     "mid": 128,
-    "dim": 32,
+    "dim": 64,
     "region_side": 192,
     "view_size": 80,
     "scale": (0.5, 1.2),
