@@ -15,6 +15,7 @@ from uss_utils.clustering_transformer import ClusteringTransformer
 from uss_utils.rows import as_float
 
 SIDE = 50  # rows and columns of the position table
+HEADS = 4  # of every attention
 
 
 class PositionTable(nn.Module):
@@ -162,7 +163,7 @@ class Grouping(nn.Module):
         dim: int = 128,
         fine: int = 8,
         coarse: int = 4,
-        heads: int = 4,
+        heads: int = HEADS,
         layers: int = 2,
         hidden: int = 256,
         dropout: float = 0.1,

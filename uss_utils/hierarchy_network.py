@@ -210,7 +210,11 @@ class HSGHead(nn.Module):
                 f"features must have shape (B, {self.in_dim}, h, w), got "
                 f"{tuple(feat.shape)}"
             )
-        return F.normalize(self.net(feat, TEST_STRIDE), dim=1)
+        return F.normalize(self.embedding(feat), dim=1)
+
+    def embedding(self, feat: Tensor) -> Tensor:
+        """The same before it is brought to length 1, as it is to be enlarged."""
+        return self.net(feat, TEST_STRIDE)
 
     def config(self) -> dict:
         """What :func:`uss_utils.heads.from_config` needs to build the same head."""

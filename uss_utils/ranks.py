@@ -72,9 +72,11 @@ def may_synchronise(weight: Tensor) -> bool:
 def synchronise_batch_norm(*networks: nn.Module) -> None:
     """Let batch norms see the batches of all processes.
 
-    Where only one process trains, or the weights are not on a GPU, nothing happens.
+    Where only one process trains, the weights are not on a GPU, or it is done already,
+    nothing happens; what trains is known once :func:`uss_utils.training.fit` has begun.
     Weights and their names stay.
     """
     for network in networks:
-        if may_synchronise(next(network.parameters())):
+        done = any(isinstance(part, nn.SyncBatchNorm) for part in network.modules())
+        if not done and may_synchronise(next(network.parameters())):
             nn.SyncBatchNorm.convert_sync_batchnorm(network)

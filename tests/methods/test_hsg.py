@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.models import Stripes
-from uss_utils import learning
+from uss_utils import learning, ranks, training
 from uss_utils.evaluation import evaluate_together
-from uss_utils.methods import hsg
+from uss_utils.methods import hsg, kmeans
+from uss_utils.methods._hsg_evaluation import embedding_of
 from uss_utils.methods.hsg import Config
 from uss_utils.segmenter import Segmenter
 
@@ -107,11 +111,32 @@ def test_presets_hold_the_published_numbers():
         ({"network": "resnet34"}, "network='resnet34' does not fit"),
         ({"decay": "cosine"}, "decay='cosine' does not fit"),
         ({"stages": 5}, "stages=5 has to lie in 1..4"),
+        ({"stride": 32}, "stride=32 has to be 8 or 16"),
+        ({"dim": 30}, "dim=30 has to be a multiple of 4"),
+        ({"kappa": 33.0}, r"kappa=33.0 has to lie in 0..32"),
+        ({"mid": 0}, "mid=0 has to lie in 1"),
+        ({"view_size": 801}, "has 51 places on a side, the position table 50"),
+        ({"view_size": 401, "stages": 2}, "has 51 places"),
+        ({"test_side": 0}, "test_side=0 has to be above 0"),
+        ({"test_side": 513}, "test_side=513 do not fit"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         Config(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dim": 30, "hierarchy": False},
+        {"view_size": 800},
+        {"view_size": 960, "hierarchy": False},
+        {"stride": 32, "network": "none", "backbone": "dino_vits8"},
+    ],
+)
+def test_settings_at_the_edge_of_sense(changes):
+    assert Config(**changes).retrieval()
 
 
 @pytest.mark.parametrize("field", ["start", "first_stage"])
@@ -238,8 +263,6 @@ def test_model_on_disk_and_its_hierarchy(tmp_path):
 
 
 def test_only_its_own_models_have_a_hierarchy():
-    from uss_utils.methods import kmeans
-
     cfg = kmeans.Config.preset("smoke", backbone="vit_tiny_random")
     other = kmeans.train(cfg, boxes())
     with pytest.raises(ValueError, match="kmeans has no hierarchy; use one of hsg"):
@@ -260,3 +283,54 @@ def test_score_by_retrieval(tmp_path):
     found = hsg.score_objects(cfg, model)
     assert 0 <= found["retrieval"]["all"]["miou"] <= 100
     assert "labels" in found["note"]
+
+
+@pytest.mark.parametrize(("whole", "side"), [(True, 128), (False, 64)])
+def test_images_cut_as_stored_are_scored_as_stored(monkeypatch, whole, side):
+    cfg = smoke(whole=whole, size=64, n_train=4, n_val=4)
+    model = hsg.train(cfg).segmenter
+    given = []
+    monkeypatch.setattr(
+        hsg, "evaluate_retrieval", lambda *args, **_: given.extend(args)
+    )
+    hsg.score_objects(cfg, model)
+    assert [data[0]["image"].shape[-1] for data in given[1:3]] == [side, side]
+    assert [data.split for data in given[1:3]] == ["val", "train"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"network": "none", "backbone": "vit_tiny_random", "standardise": "centre"},
+    ],
+)
+def test_retrieval_enlarges_embeddings_before_their_length_is_one(changes):
+    cfg = smoke(n_train=8, **changes)
+    model = hsg.train(cfg, hsg.prepare(cfg, boxes())).segmenter
+    images = torch.stack([boxes()[i]["image"] for i in (0, 1)])
+    raw = embedding_of(model)(images)
+    assert (raw.norm(dim=1) - 1).abs().max() > 0.01
+    assert torch.allclose(F.normalize(raw, dim=1), model.code(images), atol=1e-6)
+
+
+def test_retrieval_takes_any_model():
+    cfg = kmeans.Config.preset("smoke", backbone="vit_tiny_random")
+    other, images = kmeans.train(cfg, boxes()), boxes()[0]["image"][None]
+    assert torch.equal(embedding_of(other)(images), other.code(images))
+
+
+def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
+    cfg, begun = smoke(), []
+    material = hsg.prepare(cfg, boxes())
+
+    def fit(*args, **options):
+        begun.append(True)
+        return training.fit(*args, **options)
+
+    # Processes meet when the loop begins; torch's layer trains alone on a CPU, too.
+    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
+    monkeypatch.setattr(hsg, "fit", fit)
+    net = hsg.train(cfg, material).segmenter.head.net
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)

@@ -1,7 +1,7 @@
 """HSG's settings: the released recipes, and those of small runs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ import torch
 from uss_utils import backbones, datasets
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.frozen import Frozen
-from uss_utils.grouping import Grouping
+from uss_utils.grouping import HEADS, SIDE, Grouping
 from uss_utils.methods._hsg_inference import SegmentRetrieval
 from uss_utils.methods._hsg_loss import HSGLoss
 from uss_utils.presets import presets
@@ -27,7 +27,8 @@ class Config(LearnedRecipe):
     Attributes:
         images: data set whose images are trained on; "": ``dataset``, which is the one
             that is clustered, named and scored.
-        whole: cut views from images as stored, not from those of ``size``.
+        whole: cut views from images as stored, and score such by retrieval, instead of
+            those of ``size``.
         network: the ResNet that is trained, with "pixels" as the backbone; "none": only
             the embedding's two layers, on the features of another backbone.
         stages: residual stages of the ResNet, 1 to 4.
@@ -121,7 +122,7 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("view_size", "kappa", "lr", "iterations", "knn"):
+        for name in ("view_size", "kappa", "lr", "iterations", "knn", "test_side"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
         for name, low, high in (
@@ -129,13 +130,22 @@ class Config(LearnedRecipe):
             ("warmup", 0, math.inf),
             ("fine", 1, math.inf),
             ("coarse", 1, math.inf),
+            ("kappa", 0, 32),  # beyond it numbers of 32 bits do not reach
+            ("mid", 1, math.inf),
         ):
+            if getattr(self, name) is None:
+                continue
             if not low <= getattr(self, name) <= high:
                 raise ValueError(
                     f"{name}={getattr(self, name)} has to lie in {low}..{high}"
                 )
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"dim={self.dim} has to be even, for the position table")
+        if self.hierarchy and self.dim % HEADS:
+            raise ValueError(
+                f"dim={self.dim} has to be a multiple of {HEADS}, the heads of the "
+                "clustering transformers; or train with hierarchy=False"
+            )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale={self.scale} has to rise above 0")
         if min(*self.grid, *self.test_grid) < 1:
@@ -145,10 +155,29 @@ class Config(LearnedRecipe):
                 "the clustering transformers need at least two images per step "
                 f"(batch_size={self.batch_size}); or train with hierarchy=False"
             )
+        if self.test_side > max(self.test_canvas):
+            raise ValueError(
+                f"images with a longer side of test_side={self.test_side} do not fit "
+                f"on a test_canvas of {self.test_canvas}"
+            )
+        self._check_grid()
         if (self.network == "none") == (self.backbone == "pixels"):
             raise ValueError(
                 f"network={self.network!r} with backbone={self.backbone!r}: a ResNet "
                 'sees "pixels"; without one, choose a backbone that gives features'
+            )
+
+    def _check_grid(self) -> None:
+        """The network's grid: of a size that exists, and inside the position table."""
+        if self.network == "none":
+            return
+        if self.stride not in (8, 16):
+            raise ValueError(f"stride={self.stride} has to be 8 or 16")
+        cells = -(-self.view_size // min(self.stride, 2 ** (self.stages + 1)))
+        if self.hierarchy and cells > SIDE:
+            raise ValueError(
+                f"a view of view_size={self.view_size} pixels has {cells} places on a "
+                f"side, the position table {SIDE}; cut smaller views"
             )
 
     def load_backbone(self, device: str | torch.device = "cpu") -> Frozen:
@@ -164,6 +193,14 @@ class Config(LearnedRecipe):
         return datasets.load(
             self.dataset, self.train_split, self.root, limit=self.n_train
         )
+
+    def open_scored(self, split: str) -> SegmentationDataset:
+        """The images scored by retrieval, which brings them to a size by itself."""
+        if not self.whole:
+            return self.open(split)
+        stored = {"size": None, "eval_size": None}
+        stored |= {"resample": None, "eval_resample": None}
+        return replace(self, **stored).open(split)
 
     def grouping(self) -> Grouping | bool:
         """Fresh clustering transformers, or False for the first stage."""

@@ -18,16 +18,19 @@ The training labels name the segments. **These scores do not compare with those 
 clusters that are matched to classes**, such as :mod:`uss_utils.evaluation`'s.
 """
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.heads import Chain
+from uss_utils.hierarchy_network import HSGHead
 from uss_utils.methods._hsg_inference import (
     USES_LABELS,
     Canvas,
@@ -43,6 +46,7 @@ from uss_utils.records import jsonable
 from uss_utils.scored_batches import eval_mode, resized
 from uss_utils.scoring import scores
 from uss_utils.segment_maps import class_counts
+from uss_utils.segmenter import Segmenter
 
 NONE = -1  # what has no class
 
@@ -69,6 +73,21 @@ class _Item(NamedTuple):
 
     canvas: Canvas
     own: Tensor
+
+
+def head_of(segmenter: Segmenter) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    """From images to what a model's last head takes, and that head."""
+    head = segmenter.head
+    chained = isinstance(head, Chain)
+    first, last = (head.first, head.then) if chained else (nn.Identity(), head)
+    return lambda images: first(segmenter.backbone.features(images)), last
+
+
+def embedding_of(segmenter: Segmenter) -> Model:
+    """A model's embeddings as the protocol enlarges them: not yet of length 1."""
+    before, head = head_of(segmenter)
+    after = head.embedding if isinstance(head, HSGHead) else head
+    return lambda images: after(before(images))
 
 
 def retrieval_table(

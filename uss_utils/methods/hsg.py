@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from uss_utils import learning
 from uss_utils.clustering_transformer import ClusteringTransformer
@@ -25,13 +25,16 @@ from uss_utils.covering import foreground_covering
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.environment import generator
 from uss_utils.grouping import compose_levels
-from uss_utils.heads import Chain
 from uss_utils.hierarchy_network import HSGHead, HSGNet
 from uss_utils.learning import Trained, Watch
 from uss_utils.methods._hsg_config import PRESETS, Config
 from uss_utils.methods._hsg_contrast import centroid_contrast, segment_contrast
 from uss_utils.methods._hsg_data import RegionViewBatches, RegionViews, two_views
-from uss_utils.methods._hsg_evaluation import evaluate_retrieval
+from uss_utils.methods._hsg_evaluation import (
+    embedding_of,
+    evaluate_retrieval,
+    head_of,
+)
 from uss_utils.methods._hsg_graph import balance_loss, knn_graph, modularity_loss
 from uss_utils.methods._hsg_inference import (
     ImageHierarchy,
@@ -181,9 +184,7 @@ def build(cfg: Config, material: Material) -> HSGNet:
         )
     if cfg.first_stage:
         net.start_from(_first_stage(cfg))
-    net = net.to(material.device).train()
-    net.synchronise_batch_norm()
-    return net
+    return net.to(material.device).train()
 
 
 def _first_stage(cfg: Config) -> HSGNet:
@@ -233,6 +234,7 @@ def train(
     readout = material.readout(cfg, cfg.dim)
 
     def loss(net: HSGNet, batch: dict[str, Tensor], step: Any) -> dict[str, Tensor]:
+        net.synchronise_batch_norm()  # before the first step nobody knew of the others
         emb = net(seen(cfg, material, batch["views"]))
         terms = objective(emb, *regions_of_batch(batch), net.grouping)
         return {"loss": terms.pop("total"), **terms}
@@ -315,7 +317,8 @@ def score_objects(
 
     Args:
         cfg: the settings; the memory is made of the split trained on, or of the
-            labelled set's if images come from another.
+            labelled set's if images come from another. Where views are cut from images
+            as stored, such are scored.
         segmenter: a trained model.
         progress: show bars.
 
@@ -323,13 +326,13 @@ def score_objects(
         The section "segments" of a record, see
         :mod:`uss_utils.methods._hsg_evaluation`; None without labels.
     """
-    val_set = cfg.open("val")
+    val_set = cfg.open_scored("val")
     if not val_set.has_labels:
         return None
     return evaluate_retrieval(
-        segmenter.code,
+        embedding_of(segmenter),
         val_set,
-        cfg.open("train"),
+        cfg.open_scored("train"),
         cfg.retrieval(),
         device=segmenter.device,
         progress=progress,
@@ -348,13 +351,11 @@ def hierarchy_of(cfg: Config, segmenter: Segmenter, image: Tensor) -> ImageHiera
     Raises:
         ValueError: the model is none of HSG's, or was trained without a hierarchy.
     """
-    head = segmenter.head
-    chained = isinstance(head, Chain)
-    first, last = (head.first, head.then) if chained else (nn.Identity(), head)
-    if not isinstance(last, HSGHead):
+    before, head = head_of(segmenter)
+    if not isinstance(head, HSGHead):
         raise ValueError(
             f"a model of {segmenter.method} has no hierarchy; use one of hsg"
         )
-    feat = first(segmenter.backbone.features(image[None].to(segmenter.device)))
+    feat = before(image[None].to(segmenter.device))
     size = tuple(image.shape[-2:])
-    return image_hierarchy(last.net, feat[0], size, cfg.grid, cfg.iterations)
+    return image_hierarchy(head.net, feat[0], size, cfg.grid, cfg.iterations)
