@@ -146,6 +146,21 @@ def test_train_and_evaluate(run, tmp_path):
     assert other["headline"]["cluster_miou"] == other["cluster"]["eval"]["miou"]
 
 
+def test_evaluate_trains_a_linear_classifier(run, tmp_path):
+    out = tmp_path / "out"
+    small = ("-s", "n_train=20", "-s", "n_val=4", "--steps", "5", "--out", out)
+    run("train", "kmeans", "--preset", "smoke", *small)
+    model = out / "models" / "kmeans-seed0.safetensors"
+    words = ("--out", tmp_path / "again", "--classifier-epochs")
+    status, output = run("evaluate", model, *words, 3)
+    assert status == 0
+    (record,) = read_records(tmp_path / "again")
+    found = record["classifier"]
+    assert f"linear classifier: mIoU {found['miou']:.1f}" in output
+    assert found["recipe"]["epochs"] == 3 and not found["crf"]
+    assert found["acc"] > 100 / len(found["iou"]), "no better than chance"
+
+
 def test_train_refuses_what_it_does_not_know(run, tmp_path):
     status, _ = run("train", "stegoo")
     assert status.startswith("error: unknown method 'stegoo'") and "stego" in status
