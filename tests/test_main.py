@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -120,6 +121,16 @@ def test_unknown_precision_stops_before_any_image_is_made(run, tmp_path):
     words = ["--out", tmp_path / "a.safetensors", "--precision", "half"]
     status, _ = run("pretrain", *words)
     assert status == "error: unknown precision 'half', known are: bf16, fp16, no"
+
+
+def test_commands_leave_waiting_threads_no_core(monkeypatch):
+    monkeypatch.setattr(command_line, "app", lambda: None)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    command_line.main()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    command_line.main()
+    assert os.environ["GOMP_SPINCOUNT"] == "5", "a user's own choice"
 
 
 # ------------------------------------------------------------- train and evaluate

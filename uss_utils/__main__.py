@@ -277,8 +277,19 @@ def _public_arguments() -> str:
     return " ".join(list(words)[1:])
 
 
+def share_cores() -> None:
+    """Let torch's threads wait for each other politely; has to come before torch.
+
+    GNU's OpenMP spins through 300 000 turns first. Beside another program that costs
+    more than the work: 300 small training steps took 35 s instead of 1.6 s on two
+    cores with one of them busy; with 1000 turns 5.3 s, and 1.7 s on idle cores.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main() -> None:
     """Run a command; turn a user's mistake into one line."""
+    share_cores()
     try:
         app()
     except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
