@@ -12,6 +12,9 @@ PIP_ARGS ?=
 PRESET ?= scenes
 PYTEST_ARGS ?=
 
+# As in uss_utils/__main__.py: threads that wait for each other leave the cores to others.
+export GOMP_SPINCOUNT ?= 1000
+
 RUN := .venv/bin/python
 # pip's progress bars are for people: silent where the output goes to a file.
 PIP := $(RUN) -m pip install --disable-pip-version-check \

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_unknown_precision_stops_before_any_image_is_made(run, tmp_path):
     assert status == "error: unknown precision 'half', known are: bf16, fp16, no"
 
 
+def test_commands_leave_waiting_threads_no_core(monkeypatch):
+    monkeypatch.setattr(command_line, "app", lambda: None)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    command_line.main()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    command_line.main()
+    assert os.environ["GOMP_SPINCOUNT"] == "5", "a user's own choice"
+
+
 # ------------------------------------------------------------- train and evaluate
 
 
@@ -147,6 +158,21 @@ def test_train_and_evaluate(run, tmp_path):
     (other,) = read_records(tmp_path / "eval")
     assert "single pass" in other["protocol"]["line"]
     assert other["headline"]["cluster_miou"] == other["cluster"]["eval"]["miou"]
+
+
+def test_evaluate_trains_a_linear_classifier(run, tmp_path):
+    out = tmp_path / "out"
+    small = ("-s", "n_train=20", "-s", "n_val=4", "--steps", "5", "--out", out)
+    run("train", "kmeans", "--preset", "smoke", *small)
+    model = out / "models" / "kmeans-seed0.safetensors"
+    words = ("--out", tmp_path / "again", "--classifier-epochs")
+    status, output = run("evaluate", model, *words, 3)
+    assert status == 0
+    (record,) = read_records(tmp_path / "again")
+    found = record["classifier"]
+    assert f"linear classifier: mIoU {found['miou']:.1f}" in output
+    assert found["recipe"]["epochs"] == 3 and not found["crf"]
+    assert found["acc"] > 100 / len(found["iou"]), "no better than chance"
 
 
 def test_train_refuses_what_it_does_not_know(run, tmp_path):

@@ -17,6 +17,17 @@ def test_objects_are_tinted_and_the_rest_dark():
     assert len(colours) == 3
 
 
+def test_objects_in_sequence_have_different_hues():
+    # Colours of a palette of pairs: the pale partner is no good neighbour.
+    hues = []
+    for number in (1, 2):
+        ids = torch.full((2, 3), number)
+        shown = objects_shown.on_image(IMAGE, ids).astype(float)[0, 0]
+        hues.append(shown - shown.mean())
+    cosine = hues[0] @ hues[1] / np.linalg.norm(hues[0]) / np.linalg.norm(hues[1])
+    assert cosine < 0.5
+
+
 def test_one_object_keeps_its_colours():
     shown = objects_shown.on_image(IMAGE, torch.tensor([[False, True, False]]))
     assert (shown[:, 4:8] == 200).all() and (shown[:, 8:] == 60).all()
@@ -27,7 +38,8 @@ def test_a_cut_is_told_from_left_to_right():
     features = torch.eye(2)[[0, 0, 1, 1, 1, 1]]
     more = {"as stored": torch.zeros(8, 12, dtype=torch.int64)}
     figure = objects_shown.cut_strip(IMAGE, features, (2, 3), 0.5, **more)
-    titles = [ax.get_title() for ax in figure.axes]
+    assert len(figure.axes) == 8  # two rows, the last one not full
+    titles = [ax.get_title() for ax in figure.axes[:6]]
     expected = ["a patch", "its edges", "eigenvector", "one side"]
     assert titles == [*expected, "its largest piece", "as stored"]
     square = figure.axes[0].patches[0]
@@ -90,6 +102,8 @@ class TestCandidates:
             [0.2, 0.2, 0.2, 0.4],
         ]
         assert np.allclose(ax.images[0].get_array(), expected)
+        own = [patch.get_xy() for patch in ax.patches]
+        assert own == [(-0.5, -0.5), (0.5, 0.5), (1.5, 1.5)]
         assert ax.get_title().startswith("50% of the pixels find their object; 56%")
         assert [t.get_text() for t in ax.get_yticklabels()] == ["sky", "road"]
         words = [t.get_text() for t in ax.get_xticklabels()]
@@ -120,13 +134,12 @@ class TestLandmarks:
         found = objects_shown.loss_landmarks(8, 0, 0.2)
         assert found["start"] == found["stall"] == pytest.approx(math.log(8))
 
-    def test_levels_are_drawn_in_the_first_panel(self):
-        rows = [{"step": i, "a": 2.0 - i / 10, "b": 0.5} for i in range(12)]
-        levels = {"start": 2.0, "floor": 0.5}
-        figure = objects_shown.landmark_curves(rows, "a", levels, ["b"])
-        first, second = figure.axes
-        assert [text.get_text() for text in first.texts] == ["start", "floor"]
-        drawn = [line.get_ydata()[0] for line in first.lines[-2:]]
+    def test_every_panel_gets_its_levels(self):
+        rows = [{"step": i, "a": 2.0 - i / 10, "b": 0.5, "c": 1.0} for i in range(12)]
+        levels = {"a": {"start": 2.0, "floor": 0.5}, "b": {}, "c": {"guessing": 0.1}}
+        figure = objects_shown.landmark_curves(rows, levels)
+        words = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+        assert words == [["start", "floor"], [], ["guessing"]]
+        drawn = [line.get_ydata()[0] for line in figure.axes[0].lines[-2:]]
         assert drawn == [2.0, 0.5]
-        assert not second.texts
         assert figures.picture(figure)[0] == "png"

@@ -55,6 +55,11 @@ class TestGallery:
         image, mask = found.mask(1)
         assert image == 0 and torch.equal(mask, IDS[0] == 2)
 
+    def test_share_of_each_class_in_segments(self):
+        # Sky: one of four pixels; road: two of three.
+        expected = {"sky": 100 / 4, "road": 100 * 2 / 3}
+        assert gallery().covered() == pytest.approx(expected)
+
     def test_prototypes_are_directions_of_means(self):
         model = SimpleNamespace(code=lambda images: images)
         found = gallery().prototypes(model)

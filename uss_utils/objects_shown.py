@@ -20,6 +20,7 @@ from uss_utils.saliency import affinity, ncut_saliency
 RIGHT = "#2a9d5c"
 TINT, DARK = 0.45, 0.3  # weight of an object's colour; light left of the background
 MOST_PAIRS = 4  # whose crops are drawn
+PANELS = 4  # in a row of a strip
 
 
 def on_image(image: Any, ids: Any) -> np.ndarray:
@@ -37,7 +38,11 @@ def on_image(image: Any, ids: Any) -> np.ndarray:
     tint = 0.0 if ids.dtype == bool else TINT
     ids = enlarge(ids.astype(np.int64), rgb.shape[:2])
     dark = (DARK * rgb.mean(2, keepdims=True)).astype(np.uint8)
-    colours = mask_colours(max(1, int(ids.max())))
+    # Every second colour is the pale one of the colour before: neighbouring ids would
+    # look alike.
+    colours = mask_colours(18)
+    colours = np.concatenate([colours[::2], colours[1::2]])
+    colours = colours[np.arange(max(1, int(ids.max()))) % len(colours)]
     return overlay(np.where(ids[..., None] > 0, rgb, dark), ids - 1, colours, tint)
 
 
@@ -47,11 +52,17 @@ def bare(ax: Axes) -> None:
     ax.grid(False)
 
 
-def _row(columns: int, shape: Sequence[int]) -> tuple[Figure, np.ndarray]:
-    """A figure of pictures side by side."""
+def _strip(panels: int, shape: Sequence[int]) -> tuple[Figure, list[Axes]]:
+    """A figure of pictures side by side, in as many rows as it takes."""
+    columns = min(panels, PANELS)
+    rows = -(-panels // columns)
     side = min(WIDTH / columns, 2.6)
-    figure = new_figure(side * columns, side * shape[0] / shape[1] + 0.3)
-    return figure, new_axes(figure, 1, columns)[0]
+    height = side * shape[0] / shape[1] + 0.25
+    figure = new_figure(side * columns, height * rows)
+    axes = new_axes(figure, rows, columns).ravel()
+    for ax in axes[panels:]:
+        ax.axis("off")
+    return figure, list(axes[:panels])
 
 
 def cut_strip(
@@ -74,7 +85,7 @@ def cut_strip(
         "eigenvector": cut.eigenvector.view(grid),
     }
     masks = {"one side": cut.partition, "its largest piece": cut.mask} | masks
-    figure, axes = _row(3 + len(masks), rgb.shape)
+    figure, axes = _strip(3 + len(masks), rgb.shape)
     axes[0].imshow(rgb)
     down, across = rgb.shape[0] / h, rgb.shape[1] / w
     corner = column * across - 0.5, row * down - 0.5
@@ -134,8 +145,9 @@ def candidates(
 ) -> Figure:
     """What the pixels of every object take for their object: prototypes and queue.
 
-    The softmax of an object's pixels is averaged. Objects are sorted by class; lines
-    part the classes, and the queue. Objects without a prototype are left out.
+    The softmax of an object's pixels is averaged. Objects are sorted by class; white
+    lines part the classes, a red one the queue, and red frames mark every object's own
+    prototype. Objects without a prototype are left out.
 
     Args:
         logits: of object pixels, shape (P, O + K): O prototypes, then the queue.
@@ -158,6 +170,9 @@ def candidates(
     ax = new_axes(figure)[0, 0]
     top = np.quantile(np.diagonal(shares), 0.9)
     heat = ax.imshow(shares, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    for i in range(len(order)):
+        corner = (i - 0.5, i - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, color=ACCENT, lw=1))
     _part_classes(ax, groups[order], shares.shape[1], names)
     right = float((logits.argmax(1) == own).float().mean())
     alike = (groups[order][:, None] == groups[order]).mean()
@@ -210,27 +225,20 @@ def loss_landmarks(objects: int, queue: int, temperature: float) -> dict[str, fl
 
 
 def landmark_curves(
-    history: Any,
-    name: str,
-    landmarks: Mapping[str, float],
-    others: Sequence[str],
-    *,
-    smooth: int = 10,
+    history: Any, levels: Mapping[str, Mapping[str, float]], *, smooth: int = 10
 ) -> Figure:
-    """A training curve between levels that theory names, others beside it.
+    """Training curves between levels that theory names.
 
     Args:
         history: a ``training.History``.
-        name: of the first curve.
-        landmarks: name -> level, drawn in its panel.
-        others: names of further curves, one panel each.
+        levels: name of a curve -> name of a level -> where to draw it; one panel each.
         smooth: length of the moving average.
     """
-    figure = curves(history, [name, *others], smooth=smooth)
-    ax = figure.axes[0]
-    for word, level in landmarks.items():
-        ax.axhline(level, color="0.45", ls="--", lw=1)
-        place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
-        ax.annotate(word, (0.99, level), fontsize=8, **place)
-    ax.margins(y=0.12)
+    figure = curves(history, list(levels), smooth=smooth)
+    place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
+    for ax, landmarks in zip(figure.axes, levels.values(), strict=False):
+        for word, level in landmarks.items():
+            ax.axhline(level, color="0.45", ls="--", lw=1)
+            ax.annotate(word, (0.99, level), fontsize=8, **place)
+        ax.margins(y=0.12)
     return figure

@@ -5,7 +5,7 @@ segmenters) and ``records/`` (their scores).
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,11 @@ from uss_utils.evaluation import (
     evaluate,
     evaluate_together,
     write_record,
+)
+from uss_utils.linear_classifier import (
+    ClassifierRecipe,
+    score_linear_classifier,
+    train_linear_classifier,
 )
 from uss_utils.paths import atomic_file
 from uss_utils.pictures import MAX_SIDE, list_pictures, read_picture, working_size
@@ -111,6 +116,7 @@ def rescore(
     *,
     protocol: EvalProtocol,
     limit_crf: int | None = None,
+    classifier: ClassifierRecipe | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Score a saved model on the evaluated split of the settings it was trained with.
@@ -121,6 +127,8 @@ def rescore(
         folder: where the record goes.
         protocol: the switches.
         limit_crf: most images with CRF.
+        classifier: train this linear classifier on the codes as well, and score it: the
+            section "classifier" of the record.
         overrides: settings replaced, ``root`` above all.
 
     Raises:
@@ -135,7 +143,28 @@ def rescore(
         progress=True,
     )
     _write(record, method, cfg, segmenter, folder)
+    if classifier is not None:
+        record["classifier"] = _classified(cfg, segmenter, classifier, protocol)
+        write_record(record, folder)
     return record
+
+
+def _classified(
+    cfg: Recipe, segmenter: Segmenter, recipe: ClassifierRecipe, protocol: EvalProtocol
+) -> dict[str, Any]:
+    """Scores of a linear classifier that learned on the labelled training images."""
+    probe, _ = train_linear_classifier(
+        segmenter.code,
+        cfg.override(train_split="train").open("train"),
+        recipe,
+        device=segmenter.device,
+        progress=True,
+    )
+    params = protocol.crf_params if protocol.crf else None
+    found = score_linear_classifier(
+        segmenter.code, probe, cfg.open("val"), crf_params=params, progress=True
+    )
+    return found | {"recipe": asdict(recipe), "crf": protocol.crf}
 
 
 def _settings(method: ModuleType, segmenter: Segmenter, **overrides: Any) -> Recipe:

@@ -92,6 +92,16 @@ class Gallery:
         """One unit row per segment, zero where an image has no such object."""
         return region_prototypes(self.code(model), self.ids, n_objects=self.n)
 
+    def covered(self) -> dict[str, float]:
+        """Percent of the pixels of each class that lie in a segment, by its name.
+
+        Classes without a pixel are left out.
+        """
+        inside = self.counts.sum(0)
+        there = [int((self.labels == k).sum()) for k in range(len(inside))]
+        pairs = zip(self.names, inside.tolist(), there, strict=True)
+        return {name: 100 * found / total for name, found, total in pairs if total}
+
     def mask(self, row: int) -> tuple[int, Tensor]:
         """Image of a segment, and its pixels, bool (H, W)."""
         image, number = divmod(row, self.n)

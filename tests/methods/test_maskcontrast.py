@@ -88,7 +88,11 @@ def test_presets_hold_the_published_numbers():
         ({"objects": 300}, "objects=300 has to lie in 1..254"),
         ({"stages": 2, "frozen_stages": 3}, "frozen_stages=3 has to lie in 0..2"),
         ({"key_momentum": 1.5}, "key_momentum=1.5 has to lie in 0..1"),
-        ({"masks": "supervised", "weights": "a.pth"}, "the ResNet's are start=FILE"),
+        ({"masks": "supervised"}, "masks='supervised' .* set whole=True"),
+        (
+            {"masks": "supervised", "whole": True, "weights": "a.pth"},
+            "the ResNet's are start=FILE",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
@@ -98,7 +102,7 @@ def test_settings_that_make_no_sense(changes, message):
 
 def test_released_masks_of_another_data_set():
     with pytest.raises(ValueError, match="released for voc alone"):
-        maskcontrast.prepare(smoke(masks="supervised"), boxes())
+        maskcontrast.prepare(smoke(masks="supervised", whole=True), boxes())
 
 
 def test_a_start_that_is_not_there_is_told_before_masks_are_made(tmp_path):

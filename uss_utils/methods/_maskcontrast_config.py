@@ -119,6 +119,11 @@ class Config(LearnedRecipe):
                 f"network={self.network!r} with backbone={self.backbone!r}: a ResNet "
                 'sees "pixels"; without one, choose a backbone that gives features'
             )
+        if self.masks in RELEASED and not self.whole:
+            raise ValueError(
+                f"masks={self.masks!r} are as large as the images they were released "
+                "for; set whole=True, so that views are cut from images as stored"
+            )
         if self.weights is not None and self.masks in RELEASED:
             raise ValueError(
                 "weights are those of the vision transformer that makes masks, and "

@@ -154,7 +154,9 @@ def build(cfg: Config, material: Material) -> MaskContrast:
         embedder, cfg.queue, cfg.temperature, cfg.key_momentum, generator(cfg.seed)
     )
     model.freeze_backbone_stages(cfg.frozen_stages)
-    return model.to(material.device).train()
+    model = model.to(material.device).train()
+    model.synchronise_batch_norm()
+    return model
 
 
 def train(
