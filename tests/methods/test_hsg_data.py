@@ -73,12 +73,16 @@ def test_geometry_is_that_of_one_step_after_the_other(size):
 def test_recorded_draws_can_be_given():
     image = torch.arange(12.0).expand(1, 3, 5, 12)
     regions = torch.arange(12).expand(1, 5, 12)
-    same = Geometry(torch.tensor([False]), torch.tensor([1.0]), torch.tensor([[0, 3]]))
+    one = torch.tensor([1.0], dtype=torch.float64)
+    same = Geometry(torch.tensor([False]), one, torch.tensor([[0, 3]]))
     views, cut, valid = cut_views(image, regions, same, 6, fill=(-1, -2, -3))
     assert cut[0, 0].tolist() == [3, 4, 5, 6, 7, 8]
     torch.testing.assert_close(views[0, 0, :5], cut[0, :5].float())
     assert not valid[0, 5].any() and valid[0, :5].all()
     assert (views[0, :, 5] == torch.tensor([[-1.0], [-2], [-3]])).all()
+    larger = Geometry(torch.tensor([False]), one * 1.3, torch.tensor([[0, 0]]))
+    valid = cut_views(torch.zeros(1, 3, 50, 10), torch.zeros(1, 50, 10), larger, 70)[2]
+    assert valid[0].sum(0).max() == 65 and valid[0].sum(1).max() == 13
     mirrored = same._replace(flip=torch.tensor([True]))
     assert cut_views(image, regions, mirrored, 6)[1][0, 0].tolist() == [
         *(8, 7, 6, 5, 4, 3)

@@ -49,7 +49,8 @@ def unit(*shape, seed=0):
 
 @pytest.mark.parametrize(
     ("size", "side", "inner"),
-    [((30, 40), 64, (48, 64)), ((50, 20), 64, (64, 25)), ((64, 64), 64, (64, 64))],
+    [((30, 40), 64, (48, 64)), ((50, 20), 64, (64, 25)), ((64, 64), 64, (64, 64))]
+    + [((26, 14), 44, (44, 23)), ((39, 39), 33, (33, 33))],
 )
 def test_canvas(size, side, inner):
     image = torch.randn(3, *size, generator=generator(0))

@@ -35,11 +35,12 @@ class Geometry(NamedTuple):
     """What happens to the shape of n views, before their colours.
 
     Recorded draws are passed in like this: ``Geometry(torch.tensor([True]),
-    torch.tensor([0.8]), torch.tensor([[12, 0]]))``.
+    torch.tensor([0.8], dtype=torch.float64), torch.tensor([[12, 0]]))``. In float32 a
+    ratio such as 1.3 lies below itself, and 50 pixels would become 64 instead of 65.
 
     Attributes:
         flip: mirrored left-right, bool (n,).
-        ratio: scale of the image's own size, float (n,).
+        ratio: scale of the image's own size, float64 (n,).
         corner: top and left of the crop in the scaled and padded image, int64 (n, 2).
     """
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from uss_utils.methods._hsg_kmeans import coordinates, grid_labels, spherical_kmeans
 from uss_utils.methods._hsg_segments import dense_numbers
-from uss_utils.scored_batches import resized
 from uss_utils.upsampling import upsample_rows
 
 EPS = 1e-12  # vectors shorter than this are not scaled to unit length
@@ -46,8 +45,8 @@ def canvas(
         image: normalised, shape (3, H', W').
         label: integers (H', W'), or None.
         longer_side: L; the ratio is min(L / H', L / W'), both sides are rounded down.
-            Images are scaled bilinearly without antialiasing, labels by nearest
-            neighbour.
+            Images are scaled bilinearly without antialiasing; of labels the pixel at
+            floor(i in / out) is taken, as where views are cut.
         size: (H, W) of the canvas.
 
     Raises:
@@ -69,9 +68,13 @@ def canvas(
     scaled = F.interpolate(image[None], inner, mode="bilinear", align_corners=False)
     laid = image.new_zeros(3, *size)
     laid[:, : inner[0], : inner[1]] = scaled[0]
-    return Canvas(
-        laid, None if label is None else resized(label[None], inner)[0], inner
-    )
+    if label is not None:
+        # In integers: torch's own nearest neighbour rounds, one off in some sizes.
+        rows, columns = (
+            torch.arange(b) * a // b for a, b in zip(own, inner, strict=True)
+        )
+        label = label[rows[:, None], columns]
+    return Canvas(laid, label, inner)
 
 
 class ImageSegments(NamedTuple):
