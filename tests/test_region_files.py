@@ -201,6 +201,14 @@ def test_released_maps_of_cityscapes_have_the_photographs_names(photographs):
     assert released(folder, dataset).read(0).max() == 5
 
 
+def test_two_released_maps_of_one_image(photographs):
+    dataset, folder = photographs
+    for name in ("a", "b", "deeper/b"):
+        Image.fromarray(blocks()).save(folder / f"{name}.png")
+    with pytest.raises(ValueError, match="two region maps of one image, .*; name the"):
+        released(folder, dataset)
+
+
 def test_released_maps_that_do_not_fit(photographs):
     dataset, folder = photographs
     with pytest.raises(FileNotFoundError, match="no folder of region maps at"):

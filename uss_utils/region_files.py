@@ -191,6 +191,7 @@ def released(folder: str | Path, dataset: SegmentationDataset) -> RegionFiles:
 
     Raises:
         FileNotFoundError: no such folder, or an image without a map.
+        ValueError: an image with two maps.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -198,8 +199,14 @@ def released(folder: str | Path, dataset: SegmentationDataset) -> RegionFiles:
             f"no folder of region maps at {folder}; take the release's seginst folder, "
             "or make regions with region_folder=''"
         )
-    there = {p.stem.removesuffix(PHOTOGRAPH): p for p in folder.rglob("*.png")}
-    names = _names(dataset)
+    names, there = _names(dataset), {}
+    for path in folder.rglob("*.png"):
+        other = there.setdefault(path.stem.removesuffix(PHOTOGRAPH), path)
+        if other is not path:
+            raise ValueError(
+                f"two region maps of one image, {other} and {path}; name the folder "
+                "that holds those of one kind"
+            )
     absent = [name for name in names if name not in there]
     if absent:
         raise FileNotFoundError(
@@ -228,7 +235,8 @@ def open_regions(
         progress: show a bar.
 
     Raises:
-        ValueError: a setting is out of range, or see :func:`make_regions`.
+        ValueError: a setting is out of range, or see :func:`make_regions` and
+            :func:`released`.
         FileNotFoundError: released regions that are not there.
     """
     if cfg.region_folder:
