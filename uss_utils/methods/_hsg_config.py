@@ -316,6 +316,16 @@ PRESETS = presets(
         dataset="camvid",
         size=(240, 320),
     ),
+    camvid_vits16=Config(
+        **_SMALL
+        | {"network": "none", "stride": 16, "mid": None, "dim": 128}
+        | {"region_side": 320, "view_size": 320, "steps": 1000, "warmup": 100}
+        | {"test_side": 416, "test_canvas": (320, 416), "test_grid": (6, 6)},
+        backbone="dino_vits16",
+        standardise="centre",
+        dataset="camvid",
+        size=(320, 416),
+    ),
     voc_resnet50_stage1=Config(**_VOC | _STAGE1),
     voc_resnet50=Config(**_VOC, first_stage="hsg-stage1.safetensors"),
     cityscapes_resnet50=Config(**_CITYSCAPES),
