@@ -221,6 +221,11 @@ def test_second_stage_begins_where_the_first_ended(tmp_path):
     begun = net.state_dict()
     assert all(torch.equal(begun[name].cpu(), ended[name]) for name in ended)
     assert net.grouping is not None
+    foreign = cfg.override(dim=12, region_side=60)
+    made = len(list(tmp_path.rglob("*.png")))
+    with pytest.raises(ValueError, match="the head to start from is of another net"):
+        hsg.prepare(foreign, boxes())
+    assert made and len(list(tmp_path.rglob("*.png"))) == made
     with pytest.raises(ValueError, match="trained without clustering transformers"):
         hsg.hierarchy_of(first, done.segmenter, boxes()[0]["image"])
 

@@ -134,6 +134,8 @@ def prepare(
     """
     _check_files(cfg)
     base = learning.prepare(cfg, dataset, device=device, progress=progress)
+    if cfg.first_stage:
+        build(cfg, base)  # whether it is of this network, before hours of regions
     stored = dataset is None and (cfg.whole or cfg.images)
     images = cfg.open_images() if stored else base.dataset
     regions = open_regions(cfg, images, progress=progress)
@@ -156,7 +158,7 @@ def _check_files(cfg: Config) -> None:
         )
 
 
-def build(cfg: Config, material: Material) -> HSGNet:
+def build(cfg: Config, material: learning.Material) -> HSGNet:
     """The network before the first step.
 
     Args:
