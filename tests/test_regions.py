@@ -72,6 +72,13 @@ def test_contours_are_relative_to_the_image():
     assert abs(faint.mean() - vivid.mean()) < 0.02
 
 
+def test_few_changes_in_a_flat_picture_are_strong():
+    image = flat(200, 200)
+    image[30:32, 30:32] = 255
+    strength = contour_strength(image)[1]
+    assert np.percentile(strength, 95) == 0 and strength.max() > 0.8
+
+
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (7, 130, 201)])
 def test_one_colour_is_one_region(colour):
     image = flat(37, 50, colour)
@@ -185,6 +192,21 @@ def test_merging_follows_the_definition(seed):
     lab, strength = contour_strength(image)
     ids = np.arange(20).reshape(4, 5).repeat(4, 0).repeat(4, 1)
     ids = dense(np.where(np.isin(ids, (7, 8)), 8, ids))  # areas that differ
+    tree = ultrametric_tree(strength, ids, lab)
+    np.testing.assert_allclose(tree.merges, brute_force(strength, ids, lab), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_merging_of_crumbs_follows_the_definition(seed):
+    lab, strength = contour_strength(noise(24, 30, seed))
+    cuts = [1, 4, 13], [1, 2, 5, 17]
+    rows, columns = (
+        np.searchsorted(c, np.arange(n), "right")
+        for c, n in zip(cuts, (24, 30), strict=True)
+    )
+    ids = rows[:, None] * 5 + columns
+    areas = np.bincount(ids.ravel())
+    assert areas.min() == 1 and (areas < 0.01 * ids.size).sum() == 5
     tree = ultrametric_tree(strength, ids, lab)
     np.testing.assert_allclose(tree.merges, brute_force(strength, ids, lab), rtol=1e-5)
 
