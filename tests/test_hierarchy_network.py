@@ -60,6 +60,19 @@ def test_grid_of_training_and_of_use():
 
 
 @torch.no_grad()
+def test_dilations_of_training_and_of_use():
+    net = HSGNet(hierarchy=False)
+    stages = net.backbone.layer3, net.backbone.layer4
+
+    def rates(stride):
+        net.eval()(images(32, 32, 1), stride)
+        return [[block.conv2.dilation[0] for block in stage] for stage in stages]
+
+    assert rates(None) == [[1] * 6, [1, 4, 8]]
+    assert rates(8) == [[1, 2, 2, 2, 2, 2], [2, 8, 16]]
+
+
+@torch.no_grad()
 def test_short_networks_and_given_features():
     assert small(2).eval()(images()).shape == (2, D, 8, 12)
     feat = torch.randn(2, 192, 5, 7, generator=generator(0))

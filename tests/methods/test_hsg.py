@@ -172,6 +172,18 @@ def test_training_moves_embedding_and_grouping():
     assert set(done.history.names()) >= {"region", "modularity_fine", "top5"}
 
 
+def test_views_of_an_image_are_neighbours():
+    valid = torch.ones(6, 4, 4, dtype=torch.bool)
+    found = hsg.regions_of_batch({"regions": valid.long(), "valid": valid})
+    assert found[2].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_networks_of_two_seeds_differ_before_training():
+    material = hsg.prepare(smoke(), boxes())
+    one, other = (hsg.build(smoke(seed=seed), material) for seed in (0, 1))
+    assert not torch.equal(one.head[0].weight, other.head[0].weight)
+
+
 def test_same_seed_same_model_another_seed_another():
     material = hsg.prepare(smoke(), boxes())
     first, again, other = (hsg.train(smoke(seed=s), material) for s in (0, 0, 1))

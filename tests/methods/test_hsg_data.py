@@ -120,6 +120,13 @@ def test_two_views():
     assert torch.equal(views, again[0])
 
 
+def test_colours_are_bytes_before_they_change(monkeypatch):
+    monkeypatch.setattr(data, "draw_changes", lambda n, _: [Change()] * n)
+    views = two_views(pictures(1)[0], quarters(1)[0], 24, generator(1))[0]
+    levels = denormalise(views) * 255
+    assert (levels - levels.round()).abs().max() < 1e-3
+
+
 def test_a_view_larger_than_the_image_is_padded():
     views, cut, valid = two_views(pictures(1)[0], quarters(1)[0], 90, generator(0))
     assert not valid[:, -1].any() and valid[:, 0, 0].all()
