@@ -103,3 +103,14 @@ def test_clusters_get_their_names(whiten):
     assert frames == [(0, 0), (1, 1), (2, 2)]
     words = [text.get_text() for text in left.get_yticklabels()]
     assert words == ["cluster 0", "cluster 1", "cluster 2"]
+
+
+def test_the_same_segments_are_looked_for_by_several_models():
+    models = {
+        name: SimpleNamespace(code=lambda images, sign=sign: sign * images)
+        for name, sign in (("one", 1), ("two", -1))
+    }
+    figure = segments_shown.nearest_by(models, [1, 0], gallery(), gallery(), 2)
+    labels = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+    assert labels == ["1 one", "1 two", "2 one", "2 two"]
+    assert len(figure.axes) == 4 * 3

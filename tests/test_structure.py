@@ -15,7 +15,8 @@ MODULES = {
 }
 # What draws, listens or teaches; notebooks bring it in, programs never do.
 FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
-FIGURES |= {"masks_shown", "objects_shown", "proxies", "segments_shown"}
+FIGURES |= {"groups_shown", "hierarchy_shown", "masks_shown", "objects_shown"}
+FIGURES |= {"proxies", "regions_shown", "segments_shown"}
 NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
 
 

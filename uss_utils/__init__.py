@@ -109,6 +109,8 @@ Teaching and course
     diagrams *      drawings that explain; proxies: those of walking anchors,
                     masks_shown: of masks that grow and vote, objects_shown and
                     segments_shown: of objects cut out, told apart, found again
+                    regions_shown: of regions, groups_shown: of what groups them,
+                    hierarchy_shown: of levels that nest
     widgets *       controls around a drawing function
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters

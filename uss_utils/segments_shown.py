@@ -18,7 +18,7 @@ from uss_utils.metrics import Confusion
 from uss_utils.objects_shown import RIGHT, bare, on_image
 from uss_utils.segment_maps import class_counts, region_prototypes
 from uss_utils.segmenter import Segmenter
-from uss_utils.segments import cluster_segments
+from uss_utils.segments import SegmentMemory, cluster_segments
 
 
 def mask_quality(
@@ -142,6 +142,36 @@ def retrieved(
             same = memory.classes[row] == asked.classes[query]
             memory.draw(ax, row, RIGHT if same else ACCENT)
     return figure
+
+
+def nearest_by(
+    models: Mapping[str, Segmenter],
+    rows: Sequence[int],
+    asked: Gallery,
+    memory: Gallery,
+    k: int = 5,
+) -> Figure:
+    """:func:`retrieved` for the same segments by several models.
+
+    Args:
+        models: name -> model that embeds both sides.
+        rows: of the segments that are looked for.
+        asked: where these are.
+        memory: where their k nearest are looked for.
+        k: how many are shown.
+    """
+    lines = {}
+    for name, model in models.items():
+        queries = asked.prototypes(model)[list(rows)]
+        known = SegmentMemory.from_counts(
+            memory.prototypes(model), memory.counts, ignore=()
+        )
+        found = known.rows[known.nearest(queries, k)]
+        for number, line in enumerate(found.tolist(), 1):
+            lines[f"{number} {name}"] = rows[number - 1], line
+    # The lines of one segment below each other, models in their order.
+    order = sorted(lines, key=lambda name: int(name.split()[0]))
+    return retrieved({name: lines[name] for name in order}, asked, memory)
 
 
 def clustered(
