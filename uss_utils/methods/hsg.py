@@ -24,12 +24,18 @@ from uss_utils.clustering_transformer import ClusteringTransformer
 from uss_utils.covering import foreground_covering
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.environment import generator
-from uss_utils.grouping import compose_levels
+from uss_utils.grouping import compose_levels, position_map
 from uss_utils.hierarchy_network import HSGHead, HSGNet
 from uss_utils.learning import Trained, Watch
 from uss_utils.methods._hsg_config import PRESETS, Config
 from uss_utils.methods._hsg_contrast import centroid_contrast, segment_contrast
-from uss_utils.methods._hsg_data import RegionViewBatches, RegionViews, two_views
+from uss_utils.methods._hsg_data import (
+    Geometry,
+    RegionViewBatches,
+    RegionViews,
+    cut_views,
+    two_views,
+)
 from uss_utils.methods._hsg_evaluation import (
     embedding_of,
     evaluate_retrieval,
@@ -39,8 +45,10 @@ from uss_utils.methods._hsg_graph import balance_loss, knn_graph, modularity_los
 from uss_utils.methods._hsg_inference import (
     ImageHierarchy,
     build_memory,
+    canvas,
     image_hierarchy,
     image_segments,
+    predict,
     retrieve,
 )
 from uss_utils.methods._hsg_loss import HSGLoss
@@ -63,16 +71,19 @@ __all__ = [
     "PRESETS",
     "ClusteringTransformer",
     "Config",
+    "Geometry",
     "HSGLoss",
     "HSGNet",
     "Material",
     "balance_loss",
     "build",
     "build_memory",
+    "canvas",
     "centroid_contrast",
     "compose_levels",
     "contour_strength",
     "cut_tree",
+    "cut_views",
     "foreground_covering",
     "grid_labels",
     "hierarchy_of",
@@ -80,6 +91,8 @@ __all__ = [
     "knn_graph",
     "modularity_loss",
     "pixel_features",
+    "position_map",
+    "predict",
     "prepare",
     "retrieve",
     "score_objects",
