@@ -95,7 +95,8 @@ def segment_graph(views: Any, maps: Any, adjacency: Any) -> Figure:
     pictures = [to_rgb(view) for view in views]
     height, width = pictures[0].shape[:2]
     shift = (1 + GAP) * width
-    figure = new_figure(WIDTH, WIDTH * height / (width + shift) + 0.3)
+    wide = 0.8 * WIDTH
+    figure = new_figure(wide, wide * height / (width + shift) + 0.3)
     ax = new_axes(figure)[0, 0]
     centre, side = {}, {}
     for v, (rgb, ids) in enumerate(zip(pictures, maps, strict=True)):
@@ -150,7 +151,7 @@ def probabilities(tables: Mapping[str, tuple[Any, str, str]]) -> Figure:
 def toy_nodes(
     draw: torch.Generator,
     images: int = 8,
-    nodes: int = 48,
+    nodes: int = 32,
     regions: int = 4,
     dim: int = 16,
     noise: float = 1.0,
@@ -181,7 +182,7 @@ def toy_grouping(
     weights: Sequence[float],
     seed: int,
     groups: int = 8,
-    steps: int = 200,
+    steps: int = 150,
 ) -> dict[str, list[float]]:
     """Train a clustering transformer alone.
 

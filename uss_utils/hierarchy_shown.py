@@ -60,7 +60,7 @@ def nested(
     """
     columns = 1 + len(names)
     rgbs = [to_rgb(image) for image in images]
-    side = min(WIDTH / columns, 2.6)
+    side = min(WIDTH / columns, 1.95)
     ratio = rgbs[0].shape[0] / rgbs[0].shape[1]
     figure = new_figure(side * columns, (side * ratio + 0.22) * len(rgbs))
     axes = new_axes(figure, len(rgbs), columns)
@@ -82,7 +82,7 @@ def nested(
 def _mixed(rgb: np.ndarray, ids: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Regions in their colours over the grey image, with borders."""
     grey = rgb.mean(2, keepdims=True)
-    mixed = 0.35 * grey + 0.65 * colours[ids]
+    mixed = 0.25 * grey + 0.75 * colours[ids]
     return np.where(borders(ids)[..., None], 20, mixed).astype(np.uint8)
 
 

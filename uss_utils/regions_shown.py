@@ -131,8 +131,8 @@ def shared_regions(views: Tensor, regions: Tensor, valid: Tensor) -> Figure:
         valid: pixels that are no padding, bool (2 B, H, W).
     """
     n, ratio = len(views), views.shape[2] / views.shape[3]
-    side = WIDTH / 4
-    figure = new_figure(WIDTH, (side * ratio + 0.25) * (n // 2))
+    side = 0.8 * WIDTH / 4
+    figure = new_figure(4 * side, (side * ratio + 0.25) * (n // 2))
     axes = new_axes(figure, n // 2, 4)
     for v, (ax, painted) in enumerate(zip(axes.reshape(-1, 2), views, strict=True)):
         inside, other = to_numpy(valid[v]), to_numpy(regions[v ^ 1][valid[v ^ 1]])
@@ -187,7 +187,7 @@ def kmeans_rounds(
     scores = [tightness(f, labels, k) / len(f) for labels in rounds]
     rgb = to_rgb(image)
     side = WIDTH / 3.4
-    figure = new_figure(WIDTH, side * rgb.shape[0] / rgb.shape[1] + 0.3)
+    figure = new_figure(WIDTH, side * rgb.shape[0] / rgb.shape[1])
     *panels, chart = new_axes(figure, 1, 3)[0]
     ids = to_numpy(rounds[chosen].view(size))
     pictures = {
