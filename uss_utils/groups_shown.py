@@ -182,7 +182,7 @@ def toy_grouping(
     weights: Sequence[float],
     seed: int,
     groups: int = 8,
-    steps: int = 150,
+    steps: int = 100,
 ) -> dict[str, list[float]]:
     """Train a clustering transformer alone.
 
@@ -201,7 +201,7 @@ def toy_grouping(
     found: dict[str, list[float]] = {"groups": [], "sure": []}
     with own_random_state(seed, torch.device("cpu")):
         net = ClusteringTransformer(x.shape[1], groups)
-        adam = torch.optim.Adam(net.parameters(), 1e-3)
+        adam = torch.optim.Adam(net.parameters(), 2e-3)
         for _ in range(steps):
             probs = net(x).logits.softmax(1)
             adam.zero_grad()
