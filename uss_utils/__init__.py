@@ -82,7 +82,8 @@ Evaluation
     metrics *       confusion, matching, IoU
     crf             dense CRF, over the processes of _crf_worker
     similarity *    how well features keep classes apart, nothing fitted
-    records *       results on disk, tables made from them
+    monitors *      what can be watched where there are no labels
+    records *       results on disk; boards: tables made from them
     segmenter *     a trained model as one object
     model_file      that object on disk
     checkpoint_import  one from a file that a method's authors released
