@@ -84,6 +84,7 @@ Evaluation
     similarity *    how well features keep classes apart, nothing fitted
     monitors *      what can be watched where there are no labels
     records *       results on disk; boards: tables made from them
+    published       what the papers report, number by number with its source
     segmenter *     a trained model as one object
     model_file      that object on disk
     checkpoint_import  one from a file that a method's authors released
