@@ -425,6 +425,38 @@ class TestReadme:
             publishing.publish_scores(readme, "| new |")
         assert readme.read_text() == "# Title\n"
 
+    def course_table(self, folder, *rows):
+        readme = folder / "README.md"
+        begin, end = publishing.COURSE
+        table = ["| notebook | minutes | needs |", "|---|---|---|", *rows]
+        readme.write_text("\n".join(["# Title", begin, *table, "old", end, "after"]))
+        return readme
+
+    def test_minutes_come_from_a_run(self, tmp_path):
+        rows = (
+            "| [00 A](notebooks/00_a.ipynb) | – | |",
+            "| [01 B](notebooks/01_b.ipynb) | 99 | 00 |",
+        )
+        readme = self.course_table(tmp_path, *rows)
+        measured = {"00_a": (12.0, 900.0), "01_b": (700.0, 1850.0)}
+        for _ in range(2):
+            publishing.publish_minutes(readme, measured, "a machine")
+            lines = readme.read_text().splitlines()
+            assert lines[4] == "| [00 A](notebooks/00_a.ipynb) | 0.2 |  |"
+            assert lines[5] == "| [01 B](notebooks/01_b.ipynb) | 12 | 00 |"
+            assert "on a machine: 12 in all, at most 1.9 GB" in lines[7]
+            assert lines[-2:] == [publishing.COURSE[1], "after"]
+
+    def test_a_table_that_lists_other_notebooks(self, tmp_path):
+        readme = self.course_table(tmp_path, "| [00 A](notebooks/00_a.ipynb) | 1 | |")
+        before = readme.read_text()
+        for names in ([], ["00_a", "01_b"], ["01_b"]):
+            with pytest.raises(ValueError, match="notebooks differ: .*0"):
+                publishing.publish_minutes(readme, dict.fromkeys(names, (1, 1)), "m")
+        readme.write_text(before.replace("minutes |", "time |"))
+        with pytest.raises(ValueError, match="no column 'minutes'"):
+            publishing.publish_minutes(readme, {"00_a": (1, 1)}, "m")
+
     def test_picture_is_the_first_photograph(self, tmp_path):
         source = write(tmp_path / "00_a.ipynb", "draw()")
         chart = new_output("display_data", {"image/png": "aaaa"})

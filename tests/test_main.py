@@ -143,7 +143,7 @@ def test_train_and_evaluate(run, tmp_path):
     out = tmp_path / "out"
     small = ("-s", "n_train=6", "-s", "n_val=4", "--steps", "20", "--out", out)
     status, output = run("train", "kmeans", "--preset", "smoke", *small)
-    assert status == 0 and "| kmeans" in output and "Protocol:" in output
+    assert status == 0 and "| k-means |" in output and "Protocol:" in output
     (record,) = read_records(out / "records")
     assert record["images"] == 4 and record["overrides"]["n_train"] == 6
     model = out / "models" / "kmeans-seed0.safetensors"
