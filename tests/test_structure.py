@@ -17,7 +17,7 @@ MODULES = {
 FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
 FIGURES |= {"groups_shown", "hierarchy_shown", "masks_shown", "objects_shown"}
 FIGURES |= {"proxies", "regions_shown", "segments_shown"}
-NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
+NOTEBOOKS_ONLY = FIGURES | {"naming_widget", "teaching", "widgets"}
 
 
 def imported(path: Path) -> set[str]:

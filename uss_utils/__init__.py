@@ -87,6 +87,7 @@ Evaluation
     published       what the papers report, number by number with its source
     segmenter *     a trained model as one object
     model_file      that object on disk
+    naming *        names for its clusters, given by a person, in a file
     checkpoint_import  one from a file that a method's authors released
 
 Training
@@ -114,6 +115,7 @@ Teaching and course
                     regions_shown: of regions, groups_shown: of what groups them,
                     hierarchy_shown: of levels that nest
     widgets *       controls around a drawing function
+      naming_widget   those for naming clusters by clicking
     teaching *      show_source, record, check; exercises: what check knows
     course          runs the notebooks; notebooks: which, with which parameters
     pages           the page of a run; publishing: what of it is committed
