@@ -20,7 +20,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from uss_utils import pages, publishing
+from uss_utils import pages, published, publishing
 from uss_utils.memory import PeakMemory
 from uss_utils.notebooks import (
     find,
@@ -266,5 +266,6 @@ def refresh(notebooks: Sequence[str | Path] | None = None) -> list[Result]:
         publishing.publish_minutes(
             readme, {r.notebook: (r.seconds, r.peak_mb) for r in results}, machine()
         )
+        publishing.replace_between(readme, publishing.PUBLISHED, published.table())
         publishing.publish_picture(paths[0], weights_dir() / "result.jpg")
     return results
