@@ -4,7 +4,8 @@ Under one folder: ``checkpoints/`` (a killed training continues), ``models/`` (f
 segmenters) and ``records/`` (their scores).
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.evaluation import (
     EvalProtocol,
@@ -21,6 +23,8 @@ from uss_utils.evaluation import (
     evaluate_together,
     write_record,
 )
+from uss_utils.history import History
+from uss_utils.learning import Trained
 from uss_utils.linear_classifier import (
     ClassifierRecipe,
     score_linear_classifier,
@@ -58,30 +62,117 @@ def train(
         ValueError: a checkpoint in ``folder`` belongs to other settings.
         FileNotFoundError: the data set is not there.
     """
-    method_name = method.__name__.rpartition(".")[2]
     val_set = cfg.open("val")
+    records = []
+    for own, models in trainings(method, cfg, seeds, folder, device=device):
+        records += score(method, own, models, folder, val_set)
+    return records
+
+
+def trainings(
+    method: ModuleType,
+    cfg: Recipe,
+    seeds: Iterable[int],
+    folder: Path,
+    *,
+    device: str = "auto",
+) -> Iterator[tuple[Recipe, list[Segmenter]]]:
+    """Train once per seed and save every model; nothing is scored.
+
+    Args:
+        method: see :func:`train`, as are the others.
+        cfg: the settings.
+        seeds: one training each.
+        folder: where checkpoints and models go.
+        device: where to compute.
+
+    Yields:
+        The settings with their seed, and the models of this training: first the
+        method's own, then those that come with it.
+    """
     learned = hasattr(method, "prepare")
     if learned:
         material = method.prepare(cfg, device=device, progress=True)
-    records = []
+    name = method.__name__.rpartition(".")[2]
     for seed in seeds:
-        own, stem = replace(cfg, seed=seed), f"{method_name}-seed{seed}"
+        own = replace(cfg, seed=seed)
         if learned:
-            place = folder / "checkpoints" / f"{stem}.safetensors"
+            place = folder / "checkpoints" / f"{name}-seed{seed}.safetensors"
             trained = method.train(own, material, checkpoint=place)
-            models = {stem: trained.segmenter}
-            models |= {f"{stem}-{word}": m for word, m in trained.others.items()}
         else:
-            models = {stem: method.train(own, device=device, progress=True)}
-        for name, segmenter in models.items():
-            print("model:", segmenter.save(folder / "models" / name))
-        found = evaluate_together(
-            list(models.values()), val_set, limit_crf=cfg.limit_crf, progress=True
-        )
-        for record, segmenter in zip(found, models.values(), strict=True):
-            _write(record, method, own, segmenter, folder / "records")
-        records += found
-    return records
+            begun = time.perf_counter()
+            model = method.train(own, device=device, progress=True)
+            trained = Trained(model, History(seconds=time.perf_counter() - begun))
+        for path in keep([trained], folder):
+            print("model:", path)
+        yield own, [trained.segmenter, *trained.others.values()]
+
+
+def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
+    """Where the model of a method and seed is kept.
+
+    Args:
+        folder: of the run.
+        method: the method's module.
+        seed: of the training.
+        word: tells apart the models that come with it.
+    """
+    ending = f"-{word}" if word else ""
+    return folder / "models" / f"{method}-seed{seed}{ending}.safetensors"
+
+
+def keep(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
+    """Save trained models where later runs look for them.
+
+    Args:
+        trained: models, with or without the history of their training, which tells how
+            long it took.
+        folder: of the run; existing models of the same methods and seeds are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    paths = []
+    for each in trained:
+        models = {"": each}
+        if isinstance(each, Trained):
+            models = {"": each.segmenter, **each.others}
+            for model in models.values():
+                model.meta["training_seconds"] = round(each.history.seconds, 2)
+        for word, model in models.items():
+            place = model_path(folder, model.method, model.meta["seed"], word)
+            paths.append(model.save(place))
+    return paths
+
+
+def score(
+    method: ModuleType,
+    cfg: Recipe,
+    models: Sequence[Segmenter],
+    folder: Path,
+    val_set: SegmentationDataset | None = None,
+) -> list[dict[str, Any]]:
+    """Score the models of one training and write their records.
+
+    Args:
+        method: its module.
+        cfg: its settings.
+        models: they share a backbone.
+        folder: records go below it.
+        val_set: images to score; None opens those of the settings.
+    """
+    found = evaluate_together(
+        models,
+        cfg.open("val") if val_set is None else val_set,
+        limit_crf=cfg.limit_crf,
+        progress=True,
+    )
+    for record, segmenter in zip(found, models, strict=True):
+        _write(record, method, cfg, segmenter, folder / "records")
+    return found
 
 
 def _write(
