@@ -21,6 +21,11 @@ Data
       inventory       what of a set is there, what is missing, the next step
       download        fetching public sets; coco_download, voc_download: these two
     pictures        any picture of a user as RGB, and the size to work at
+    photo_folder *  a folder of photographs segmented, file by file
+      photo_files     which of its files can be used, and why the others cannot
+      photo_training  a method trained on it
+      painting        label maps as files to look at; contact_sheet: one page of all
+      cluster_names   clusters called, and put together, as the user says
     batches         shuffled batches for training, ordered ones for the rest
     sampling        random patches and pixels of features and labels
     shortcuts *     how far one clue gets: row, square, colour
@@ -105,6 +110,7 @@ Training
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate
     data_commands   the command line's part for data sets
+    segment_commands  its part for photographs of one's own
     preparation     crops and neighbour lists of a set, made before training
 
 Teaching and course
@@ -117,8 +123,11 @@ Teaching and course
     widgets *       controls around a drawing function
       naming_widget   those for naming clusters by clicking
     teaching *      show_source, record, check; exercises: what check knows
+    photo_examples  a folder of pictures of all kinds, some broken, to try things on
     course          runs the notebooks; notebooks: which, with which parameters
     pages           the page of a run; publishing: what of it is committed
+    book            notebooks and documents as one site; book_style: its looks
+      book_commands   the command line's part
     memory          peak memory of a notebook's processes
     environment *   device, seeds, versions; installation *: is all installed?
     paths           the only builder of paths, and how files are replaced
