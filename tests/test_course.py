@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -271,17 +272,39 @@ class TestMemory:
 class TestFormulas:
     def test_drawn_inline_and_displayed(self):
         text = pages.formulas("a $x^2$ b\n\n$$\n\\sum_i x_i\n$$\n")
-        assert text.count("<img") == 2
-        assert "a <img" in text
-        assert "<p><img" in text
+        assert text.count("<math") == text.count("</math>") == 2
+        assert "a <math" in text
+        assert "<p><math" in text
+        assert text.count('display="block"') == 1
 
     def test_code_keeps_its_dollars(self):
         source = "`$a$ and $b$`\n\n```bash\necho $HOME $PATH\n```\n"
         assert pages.formulas(source) == source
 
-    def test_prices_and_unknown_tex_stay_readable(self):
-        text = pages.formulas(r"$\begin{aligned} a < b \end{aligned}$")
-        assert text == r"<code>\begin{aligned} a &lt; b \end{aligned}</code>"
+    def test_unknown_tex_stays_readable(self):
+        for tex in (r"\unheard a < b", "x_1_2"):
+            escaped = html.escape(tex)
+            assert pages.mathml(tex) == f"<code>{escaped}</code>"
+
+    @pytest.mark.parametrize(
+        "tex", [r"\Big\lVert x \Big\rVert", r"\left\lvert x \right\rvert"]
+    )
+    def test_bars_of_any_size(self, tex):
+        assert pages.mathml(tex).startswith("<math")
+
+    def test_names_of_functions(self):
+        drawn = pages.mathml(r"\arg\max_k f_k", block=True)
+        assert ">arg<" in drawn and ">max<" in drawn
+
+    def test_every_formula_of_the_notebooks_is_known(self):
+        for path in course.find():
+            text = "\n\n".join(
+                cell.source
+                for cell in nbformat.read(path, as_version=4).cells
+                if cell.cell_type == "markdown"
+            )
+            code = re.findall(r"<code>.*?</code>", pages.formulas(text))
+            assert code == re.findall(r"<code>.*?</code>", text), path.name
 
 
 def test_solutions_stay_collapsed_on_the_page(tmp_path):

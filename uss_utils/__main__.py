@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from uss_utils.book_commands import book
 from uss_utils.data_commands import DataRoot
 from uss_utils.data_commands import app as data_app
+from uss_utils.segment_commands import EXAMPLES, segment
 
 app = typer.Typer(
     help="Unsupervised semantic segmentation: the course's command line.",
@@ -20,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app, name="data")
+app.command(epilog=EXAMPLES)(segment)
+app.command()(book)
 
 Parameters = Annotated[
     list[str] | None,
