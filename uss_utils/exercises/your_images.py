@@ -11,7 +11,7 @@ from uss_utils.exercises import register
 
 @register("usage_entropy")
 def usage_entropy() -> Iterator:
-    """``f(share)``: evenness of the shares of K clusters, 1 for all alike, 0 for one."""
+    """``f(share)``: evenness of K shares, 1 where all are alike, 0 where one is all."""
     yield (torch.full((5,), 0.2),), 1.0
     yield (torch.tensor([0.0, 1.0, 0.0]),), 0.0
     yield (torch.tensor([0.5, 0.5, 0.0, 0.0]),), 0.5
