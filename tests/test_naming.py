@@ -31,23 +31,30 @@ class TestApply:
         assert model.linear_probe is None
         assert model.meta == {}
 
-    def test_clusters_without_name_are_no_class(self):
+    def test_clusters_without_name_keep_their_number(self):
         model = naming.apply(grey_model(), {1: "road"})
-        assert model.segment(picture())[:, 0].tolist() == [0] * 10 + [-1] * 20
+        assert model.classes == ("cluster 0", "road", "cluster 2")
+        assert model.segment(picture())[:, 0].tolist() == [1] * 10 + [2] * 10 + [0] * 10
         with pytest.raises(ValueError, match="none of the 3 clusters has a name"):
             naming.apply(grey_model(), {1: " "})
 
-    def test_classes_that_were_known_give_way(self):
-        before = grey_model(table=[2, 0, 1], meta={"map": "from labels", "seed": 1})
-        assert naming.known(before) == {0: "bright", 1: "dark", 2: "middle"}
+    def test_or_their_class(self):
+        before = grey_model(table=[2, 0, -1], meta={"map": "from labels", "seed": 1})
+        assert naming.known(before) == {0: "bright", 1: "dark"}
         assert naming.known(grey_model()) == {}
-        model = naming.apply(before, NAMES)
-        assert model.classes == ("sky", "road")
+        model = naming.apply(before, {0: "sky"})
+        assert model.classes == ("sky", "dark", "cluster 2")
+        assert model.palette[:2].tolist() == before.palette[[2, 0]].tolist()
         assert model.meta == {"seed": 1}
         assert before.classes == ("dark", "middle", "bright")
         bare = naming.unnamed(before)
         assert bare.segment(picture())[:, 0].unique().tolist() == [0, 1, 2]
         assert bare.legend()[0][2] == "cluster 2"
+
+    def test_a_class_taken_apart_gets_two_colours(self):
+        model = naming.apply(grey_model(table=[1, 1, 0]), {0: "sky", 1: "road"})
+        assert model.classes == ("sky", "road", "dark")
+        assert len({tuple(colour) for colour in model.palette.tolist()}) == 3
 
     def test_colours_are_those_of_the_clusters(self):
         plain = naming.colours({}, 3)

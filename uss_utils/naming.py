@@ -22,16 +22,17 @@ Names = Mapping[int, str]  # cluster -> name; clusters may be missing
 
 
 def apply(segmenter: Segmenter, names: Names | str | Path) -> Segmenter:
-    """The model with classes of the given names instead of clusters.
+    """The model with clusters called, and put together, as a person says.
 
     Args:
-        segmenter: any model; classes it knew already give way.
-        names: of some clusters, or a file that holds them.
+        segmenter: any model.
+        names: of some clusters, or a file that holds them. Clusters of one name become
+            one class; those without keep theirs: of their class, or their number.
 
     Returns:
         Another model on the same backbone, without linear probe, which knows other
-        classes. Classes are in the order of their first clusters and have those
-        clusters' colours; a cluster without name is no class (-1).
+        classes. Classes are in the order of their first clusters, and have those
+        clusters' colours where no other class has them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -44,14 +45,29 @@ def apply(segmenter: Segmenter, names: Names | str | Path) -> Segmenter:
         raise ValueError(
             f"none of the {segmenter.n_clusters} clusters has a name; name at least one"
         )
-    classes = tuple(dict.fromkeys(names[k] for k in sorted(names)))
-    table = [
-        classes.index(names[k]) if k in names else -1
-        for k in range(segmenter.n_clusters)
-    ]
-    shown = colours(names, segmenter.n_clusters)
-    palette = shown[[table.index(c) for c in range(len(classes))]]
-    return _renamed(segmenter, classes, palette, table)
+    own, shown = _own(segmenter)
+    words = [names.get(k, own[k]) for k in range(segmenter.n_clusters)]
+    classes = tuple(dict.fromkeys(words))
+    # Two clusters of a class that were given two names would look alike.
+    free = voc_palette(2 * len(words) + 1)[1:].tolist()
+    palette: list[list[int]] = []
+    for name in classes:
+        colour = shown[words.index(name)].tolist()
+        while colour in palette:
+            colour = free.pop(0)
+        palette.append(colour)
+    table = [classes.index(word) for word in words]
+    return _renamed(segmenter, classes, np.array(palette, np.uint8), table)
+
+
+def _own(segmenter: Segmenter) -> tuple[list[str], np.ndarray]:
+    """What a model's clusters are called, and their colours, uint8 (n, 3)."""
+    words = [f"cluster {k}" for k in range(segmenter.n_clusters)]
+    shown = colours({}, segmenter.n_clusters)
+    for k, name in known(segmenter).items():
+        words[k] = name
+        shown[k] = segmenter.palette[segmenter.cluster_to_class[k]]
+    return words, shown
 
 
 def unnamed(segmenter: Segmenter) -> Segmenter:
