@@ -210,3 +210,25 @@ class TestSameGrouping:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="on the same places"):
             monitors.same_grouping(torch.zeros(3), torch.zeros(4))
+
+
+class TestStability:
+    def test_the_right_number_is_found_again(self):
+        """Three clear groups: three are stable, a fourth is the draw's."""
+        centres = torch.tensor([[5.0, 0], [-3, 4], [-3, -4]])
+        group = torch.randint(3, (10, 6, 6), generator=draw())
+        code = centres[group] + 0.3 * torch.randn(10, 6, 6, 2, generator=draw(1))
+        code = code.movedim(-1, 1)
+        three, five = (
+            monitors.stability(code, k, metric="euclidean", generator=draw())
+            for k in (3, 5)
+        )
+        assert len(three) == 3
+        assert min(three) > 0.99
+        assert max(five) < 0.9
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="two halves need two images"):
+            monitors.stability(torch.randn(1, 2, 3, 3), 2, generator=draw())
+        with pytest.raises(ValueError, match="k"):
+            monitors.stability(torch.randn(2, 2, 2, 2), 9, generator=draw())

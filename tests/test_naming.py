@@ -80,7 +80,7 @@ class TestFiles:
         stored = json.loads(path.read_text(encoding="utf-8"))
         assert stored["names"] == {"0": "ciel été", "2": "a road"}
         model = naming.apply(grey_model(), path)
-        assert model.classes == ("ciel été", "a road")
+        assert model.classes == ("ciel été", "cluster 1", "a road")
 
     def test_written_by_hand(self, tmp_path):
         path = tmp_path / "names.json"

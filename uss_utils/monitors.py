@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from uss_utils import environment
+from uss_utils.clustering import assign, kmeans
 from uss_utils.counting import Counts
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise, to_uint8
@@ -28,6 +29,7 @@ from uss_utils.pictures import (
     working_size,
 )
 from uss_utils.regions import contour_strength
+from uss_utils.sampling import sample_tokens
 
 if TYPE_CHECKING:
     from uss_utils.segmenter import Segmenter
@@ -207,6 +209,55 @@ def same_grouping(first: Tensor, second: Tensor) -> float:
     both, total = pairs_of(table), a.numel() * (a.numel() - 1) / 2
     chance, most = rows * columns / total, (rows + columns) / 2
     return 1.0 if most == chance else (both - chance) / (most - chance)
+
+
+def stability(
+    code: Tensor,
+    clusters: int,
+    *,
+    metric: str = "cosine",
+    rounds: int = 3,
+    patches: int = 4000,
+    generator: torch.Generator,
+) -> list[float]:
+    """Do two halves of the images give the same clusters?
+
+    K-means on a random half of the images, k-means on the other half; both group all
+    patches, and :func:`same_grouping` compares. Low: this number of clusters is not in
+    the images, but in the draw. High does not mean meaningful, and few clusters are
+    more easily found again than many: compare neighbouring numbers.
+
+    Args:
+        code: of all images, shape (N, D, h, w).
+        clusters: how many to try.
+        metric: "cosine" or "euclidean", as the model's clusters.
+        rounds: how often the images are halved.
+        patches: random ones of each half that k-means sees.
+        generator: source of the draws.
+
+    Returns:
+        :func:`same_grouping` of every round.
+
+    Raises:
+        ValueError: fewer than two images, or than clusters patches in a half.
+
+    Source: Lange, Roth, Braun, Buhmann, "Stability-based validation of clustering
+    solutions", Neural Computation 2004.
+    """
+    if len(code) < 2:
+        raise ValueError(f"two halves need two images, got {len(code)}")
+    everything = code.movedim(1, -1).flatten(0, 2)
+    found = []
+    for _ in range(rounds):
+        groups = []
+        for half in torch.randperm(len(code), generator=generator).chunk(2):
+            rows = sample_tokens(code[half], patches, generator)
+            fitted = kmeans(
+                rows, clusters, metric=metric, restarts=2, generator=generator
+            )
+            groups.append(assign(everything, fitted.centroids, metric))
+        found.append(same_grouping(*groups))
+    return found
 
 
 # --------------------------------------------------------------------- behind them
