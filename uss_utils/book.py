@@ -23,7 +23,7 @@ import uss_utils
 from uss_utils import notebooks, pages
 from uss_utils.book_style import CSS, THEME
 from uss_utils.paths import repo_root, runs_dir
-from uss_utils.publishing import clean_outputs, plain
+from uss_utils.publishing import KERNEL, clean_outputs, plain
 
 TITLE = "Unsupervised segmentation"
 # Documents beside the notebooks, in the order of the table of contents.
@@ -32,6 +32,8 @@ SETTINGS = {
     "project": TITLE,
     "language": "en",
     "root_doc": "index",
+    # Other documents that a page links to are offered as they are.
+    "include_patterns": ["index.md", "package.md", *DOCUMENTS, "notebooks/*.ipynb"],
     "extensions": ["myst_nb", "uss_utils.book"],
     "nb_execution_mode": "off",
     "nb_render_markdown_format": "myst",  # tables in outputs
@@ -85,12 +87,12 @@ def write_book(
     Args:
         out: folder of the site; ``book`` in the folder of runs when None. A book that
             lies there already is replaced, when the new one is complete.
-        executed: folder of notebooks to show instead of the course's own, such as
-            ``runs/scenes/notebooks``.
+        executed: folder of notebooks to show instead of the course's own of the same
+            name, such as ``runs/scenes/notebooks``.
 
     Raises:
         ValueError: ``out`` holds something that is no book.
-        FileNotFoundError: ``executed`` holds no notebooks.
+        FileNotFoundError: ``executed`` holds no notebook of the course.
         ImportError: Sphinx, MyST-NB or Furo is not installed.
     """
     out = Path(out) if out is not None else runs_dir() / "book"
@@ -119,7 +121,7 @@ def broken_links(executed: str | Path | None = None) -> list[str]:
         One line per address that does not answer: page, address, reason.
 
     Raises:
-        FileNotFoundError: ``executed`` holds no notebooks.
+        FileNotFoundError: ``executed`` holds no notebook of the course.
         ImportError: Sphinx, MyST-NB or Furo is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -142,15 +144,16 @@ def _replaceable(out: Path) -> bool:
 
 
 def _chosen(executed: str | Path | None) -> list[Path]:
+    course = notebooks.find()
     if executed is None:
-        return notebooks.find()
-    found = sorted(Path(executed).glob("[0-9]*.ipynb"))
-    if not found:
+        return course
+    ran = {path.name: path for path in Path(executed).glob("*.ipynb")}
+    if not ran.keys() & {path.name for path in course}:
         raise FileNotFoundError(
-            f"no notebooks in {executed}: `make course` leaves them in "
+            f"no notebooks of the course in {executed}: `make course` leaves them in "
             "runs/<preset>/notebooks"
         )
-    return found
+    return [ran.get(path.name, path) for path in course]
 
 
 def _sphinx(work: Path, builder: str) -> tuple[int, list[str]]:
@@ -159,22 +162,25 @@ def _sphinx(work: Path, builder: str) -> tuple[int, list[str]]:
         import furo  # noqa: F401
         import myst_nb  # noqa: F401
         from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace, patch_docutils
     except ImportError as error:
         raise ImportError(
             f"the book needs {error.name}: pip install -e '.[book]'"
         ) from error
     heard = io.StringIO()
-    app = Sphinx(
-        srcdir=work / "source",
-        confdir=None,
-        outdir=work / builder,
-        doctreedir=work / "doctrees",
-        buildername=builder,
-        confoverrides=SETTINGS,
-        status=None,
-        warning=heard,
-    )
-    app.build()
+    # A second book in the same process begins with docutils as the first one did.
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(
+            srcdir=work / "source",
+            confdir=None,
+            outdir=work / builder,
+            doctreedir=work / "doctrees",
+            buildername=builder,
+            confoverrides=SETTINGS,
+            status=None,
+            warning=heard,
+        )
+        app.build()
     # Where the copies lay says nothing to anyone: name files as in the repository.
     text = plain(heard.getvalue()).replace(f"{work / 'source'}/", "")
     return len(app.env.found_docs), [line for line in text.splitlines() if line.strip()]
@@ -191,18 +197,18 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def _inline_math(writer: Any, node: Any) -> None:
-    _write_math(writer, node, block=False)
+    from docutils.nodes import SkipNode
+
+    writer.body.append(pages.mathml(node.astext()))
+    raise SkipNode
 
 
 def _block_math(writer: Any, node: Any) -> None:
-    _write_math(writer, node, block=True)
+    from docutils.nodes import SkipNode
 
-
-def _write_math(writer: Any, node: Any, block: bool) -> None:
-    from docutils import nodes
-
-    writer.body.append(pages.mathml(node.astext(), block))
-    raise nodes.SkipNode
+    drawn = pages.mathml(node.astext(), block=True)
+    writer.body.append(f'<div class="formula">{drawn}</div>')
+    raise SkipNode
 
 
 def _stage(source: Path, chosen: list[Path]) -> None:
@@ -239,7 +245,11 @@ def _contents(caption: str, names: Iterable[str]) -> str:
 
 def _stage_notebook(source: Path, name: str, path: Path, shown: set[str]) -> None:
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("widgets", None)
+    # Other programs' metadata names kernels, and widgets that nobody answers here.
+    language = {"name": "python"}
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": language}
+    )
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _relink(cell.source, Path(name), shown, source)
@@ -271,6 +281,8 @@ def _relink(text: str, page: Path, shown: set[str], source: Path) -> str:
         if place.is_file() and name not in shown:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(place, source / name)
+            if not match["image"]:
+                return f"[{match['text']}](path:{match['target']})"
         return match[0]
 
     # Twice: a picture may stand inside a link.

@@ -8,8 +8,8 @@ _MATH_FONTS = (
 THEME = {"navigation_with_keys": True}
 CSS = f"""
 math {{ font-family: {_MATH_FONTS}; }}
-math[display="block"] {{ overflow-x: auto; overflow-y: hidden; padding: .4rem 0;
-  margin: .8rem 0; }}
+div.formula {{ overflow-x: auto; overflow-y: hidden; margin: .8rem 0; }}
+div.formula math {{ padding: .4rem 0; }}
 
 /* Code is framed by the notebook's cell; what it printed is set apart from it. */
 div.cell {{ margin: 1rem 0; }}
@@ -26,7 +26,7 @@ div.cell_output img {{ background: #fff; max-width: 100%; height: auto; }}
 div.cell_output .highlight {{ overflow-x: auto; }}
 
 /* Tables wider than the page are moved aside on their own. */
-div.cell_output table, article table.docutils {{ font-size: 85%; }}
+div.cell_output table, article table.docutils {{ font-size: 85%; margin-left: 0; }}
 div.cell_output .output.text_html, div.cell_output .output.text_markdown {{
   overflow-x: auto; }}
 
