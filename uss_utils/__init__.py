@@ -25,7 +25,6 @@ Data
       photo_files     which of its files can be used, and why the others cannot
       photo_training  a method trained on it
       painting        label maps as files to look at; contact_sheet: one page of all
-      cluster_names   clusters called, and put together, as the user says
     batches         shuffled batches for training, ordered ones for the rest
     sampling        random patches and pixels of features and labels
     shortcuts *     how far one clue gets: row, square, colour
@@ -89,6 +88,7 @@ Evaluation
     similarity *    how well features keep classes apart, nothing fitted
     monitors *      what can be watched where there are no labels
     records *       results on disk; boards: tables made from them
+    comparison *    all methods in one table, from records; study: which are missing
     published       what the papers report, number by number with its source
     segmenter *     a trained model as one object
     model_file      that object on disk
@@ -110,6 +110,8 @@ Training
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate
     data_commands   the command line's part for data sets
+    pretrain_commands  its part for pretraining
+    command_options its shared options, the examples in its help
     segment_commands  its part for photographs of one's own
     preparation     crops and neighbour lists of a set, made before training
 
@@ -119,7 +121,8 @@ Teaching and course
                     masks_shown: of masks that grow and vote, objects_shown and
                     segments_shown: of objects cut out, told apart, found again
                     regions_shown: of regions, groups_shown: of what groups them,
-                    hierarchy_shown: of levels that nest
+                    hierarchy_shown: of levels that nest,
+                    comparison_shown: of methods side by side
     widgets *       controls around a drawing function
       naming_widget   those for naming clusters by clicking
     teaching *      show_source, record, check; exercises: what check knows

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -64,9 +64,25 @@ def train(
     """
     val_set = cfg.open("val")
     records = []
-    for own, models in trainings(method, cfg, seeds, folder, device=device):
-        records += score(method, own, models, folder, val_set)
+    for done in trainings(method, cfg, seeds, folder, device=device, progress=True):
+        for path in done.paths:
+            print("model:", path)
+        records += score(method, done.cfg, done.models, folder, val_set, progress=True)
     return records
+
+
+class Training(NamedTuple):
+    """One finished training.
+
+    Attributes:
+        cfg: the settings with their seed.
+        models: first the method's own, then those that come with it.
+        paths: where they were saved.
+    """
+
+    cfg: Recipe
+    models: list[Segmenter]
+    paths: list[Path]
 
 
 def trainings(
@@ -76,7 +92,8 @@ def trainings(
     folder: Path,
     *,
     device: str = "auto",
-) -> Iterator[tuple[Recipe, list[Segmenter]]]:
+    progress: bool = False,
+) -> Iterator[Training]:
     """Train once per seed and save every model; nothing is scored.
 
     Args:
@@ -85,14 +102,14 @@ def trainings(
         seeds: one training each.
         folder: where checkpoints and models go.
         device: where to compute.
+        progress: show bars.
 
     Yields:
-        The settings with their seed, and the models of this training: first the
-        method's own, then those that come with it.
+        One training at a time.
     """
     learned = hasattr(method, "prepare")
     if learned:
-        material = method.prepare(cfg, device=device, progress=True)
+        material = method.prepare(cfg, device=device, progress=progress)
     name = method.__name__.rpartition(".")[2]
     for seed in seeds:
         own = replace(cfg, seed=seed)
@@ -101,11 +118,10 @@ def trainings(
             trained = method.train(own, material, checkpoint=place)
         else:
             begun = time.perf_counter()
-            model = method.train(own, device=device, progress=True)
+            model = method.train(own, device=device, progress=progress)
             trained = Trained(model, History(seconds=time.perf_counter() - begun))
-        for path in keep([trained], folder):
-            print("model:", path)
-        yield own, [trained.segmenter, *trained.others.values()]
+        models = [trained.segmenter, *trained.others.values()]
+        yield Training(own, models, keep([trained], folder))
 
 
 def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
@@ -154,6 +170,8 @@ def score(
     models: Sequence[Segmenter],
     folder: Path,
     val_set: SegmentationDataset | None = None,
+    *,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Score the models of one training and write their records.
 
@@ -163,15 +181,16 @@ def score(
         models: they share a backbone.
         folder: records go below it.
         val_set: images to score; None opens those of the settings.
+        progress: show bars.
     """
     found = evaluate_together(
         models,
         cfg.open("val") if val_set is None else val_set,
         limit_crf=cfg.limit_crf,
-        progress=True,
+        progress=progress,
     )
     for record, segmenter in zip(found, models, strict=True):
-        _write(record, method, cfg, segmenter, folder / "records")
+        _write(record, method, cfg, segmenter, folder / "records", progress)
     return found
 
 
@@ -181,6 +200,7 @@ def _write(
     cfg: Recipe,
     segmenter: Segmenter,
     folder: Path,
+    progress: bool = True,
 ) -> None:
     """Write a record, then score objects where the method does, and write it again.
 
@@ -191,7 +211,7 @@ def _write(
     if not hasattr(method, "score_objects"):
         return
     try:
-        found = method.score_objects(cfg, segmenter, progress=True)
+        found = method.score_objects(cfg, segmenter, progress=progress)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"objects not scored: {error}")
         return
