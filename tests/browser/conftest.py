@@ -57,6 +57,9 @@ def lab(browser, tmp_path_factory) -> Iterator:
     own = {f"JUPYTER_{name}": str(home / name) for name in folders}
     own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     own["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
+    # As in the smoke runs of the notebooks; one thread, for the browser wants the rest.
+    own |= {"USS_RUNS": str(home / "runs"), "HF_HUB_OFFLINE": "1"}
+    own |= {"OMP_NUM_THREADS": "1"}
     options = [
         "--no-browser",
         "--allow-root",
@@ -65,6 +68,7 @@ def lab(browser, tmp_path_factory) -> Iterator:
         f"--ServerApp.root_dir={served}",
         "--IdentityProvider.token=test",
         "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
     with (home / "log").open("wb") as log:
@@ -76,7 +80,8 @@ def lab(browser, tmp_path_factory) -> Iterator:
         )
     try:
         address = _address(server, home)
-        yield served, address + "lab/tree/{}?token=test"
+        # Reset: no tab of an earlier page comes back.
+        yield served, address + "lab/tree/{}?reset&token=test"
     finally:
         server.terminate()
         server.wait(30)
