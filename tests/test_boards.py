@@ -59,9 +59,11 @@ def test_what_tells_rows_apart_gets_a_column():
 def test_backbones_that_names_tell_apart_stand_beneath():
     rows = [row("a"), row("b"), row("c", backbone="pixels"), row("d", backbone="row")]
     found = board(rows)
-    assert "- Backbone: `vit`; `pixels` of grey: c\n" in found
+    assert "- backbone: `vit`, but `pixels` of grey: c\n" in found
     assert lines_of(found)[0] == "| method | accuracy | mIoU |"
-    assert "Backbone" not in board([row(backbone="row"), row("b", backbone="colour")])
+    assert "backbone" not in board([row(backbone="row"), row("b", backbone="colour")])
+    found = board([row(), row("b", backbone="colour")])
+    assert " · backbone vit · " in found and "- backbone" not in found
 
 
 def test_every_data_set_and_split_has_a_table():

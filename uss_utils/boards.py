@@ -20,7 +20,7 @@ TITLES = {
     "hsg": "HSG",
 }
 NAMES = {
-    ("kmeans", "row index"): "place alone: the row in the picture",
+    ("kmeans", "row index"): "row index alone: place, no picture",
     ("kmeans", "colour"): "k-means of colours",
     ("kmeans", "random init"): "k-means of an untrained network's features",
     ("kmeans", "pretrained"): "k-means of features",
@@ -103,11 +103,19 @@ def _table(rows: list[Row], protocols: list[str]) -> str:
     lines = [_heading(rows), "", *markdown_table(header + ["seeds"] * many, cells)]
     beneath = [
         f"- {head.format(split=split)}: "
-        + ", ".join(f"{title(row)} {_mean(row, COLUMNS[head])}" for row in filled[head])
+        + "; ".join(f"{title(row)} {_mean(row, COLUMNS[head])}" for row in filled[head])
         for head in rare
     ]
-    if "backbone" not in facts:
-        beneath += _backbones(rows)
+    backbones = _backbones(rows)
+    if "backbone" not in facts and len(backbones) > 1:
+        # The commonest needs no list of its rows.
+        common = max(backbones, key=lambda name: len(backbones[name]))
+        others = (
+            f"`{name}` of {'; '.join(titles)}"
+            for name, titles in backbones.items()
+            if name != common
+        )
+        beneath.append(f"- backbone: `{common}`, but {', '.join(others)}")
     return "\n".join([*lines, "", *beneath] if beneath else lines)
 
 
@@ -117,8 +125,9 @@ def _heading(rows: list[Row]) -> str:
     words += [
         f"{key} {fact(first, key)}" for key in FACTS if first[key] and _agree(rows, key)
     ]
-    if _agree(rows, "backbone"):
-        words.append(f"backbone {first['backbone']}")
+    backbones = _backbones(rows)
+    if len(backbones) == 1:
+        words.append(f"backbone {next(iter(backbones))}")
     if _agree(rows, "seeds"):
         number = len(first["seeds"])
         words.append(f"{number} seed" + "s" * (number > 1))
@@ -138,23 +147,14 @@ def _ambiguous(rows: list[Row], facts: list[str]) -> bool:
     return len(set(seen)) < len(seen)
 
 
-def _backbones(rows: list[Row]) -> list[str]:
-    if _agree(rows, "backbone"):
-        return []
+def _backbones(rows: list[Row]) -> dict[str, list[str]]:
+    """Backbone -> titles of its rows; those that say theirs by name are left out."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if row["backbone"] not in CONTROLS:
-            found.setdefault(row["backbone"], []).append(title(row))
-    if not found:
-        return []
-    # The commonest needs no list of its rows.
-    common = max(found, key=lambda name: len(found[name]))
-    others = [
-        f"`{name}` of {', '.join(dict.fromkeys(titles))}"
-        for name, titles in found.items()
-        if name != common
-    ]
-    return [f"- Backbone: `{common}`" + "".join(f"; {other}" for other in others)]
+            titles = found.setdefault(row["backbone"], [])
+            titles += [title(row)] * (title(row) not in titles)
+    return found
 
 
 def _letter(row: Row, protocols: list[str]) -> str:

@@ -21,7 +21,11 @@ def book(
         ),
     ] = False,
 ) -> None:
-    """Make a site of all notebooks: contents, search, no network needed."""
+    """Make a site of all notebooks: contents, search, no network needed.
+
+    Writes HTML pages into runs/book: the notebooks as committed, or executed ones, and
+    the documents. Exit status 1 where something in them is broken.
+    """
     from uss_utils.book import broken_links, write_book
 
     if check_links:
