@@ -150,6 +150,15 @@ def test_commands_in_documents_parse(path):
         check_names(*parsed(words))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=by_name)
+def test_settings_in_documents_are_some_method_s(path):
+    known = set()
+    for name in methods.METHODS:
+        known |= {*vars(methods.load(name).Config())}
+    named = re.findall(r"(?:-s|--set) (\w+)=", prose(path))
+    assert set(named) - {"FIELD"} <= known
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_help_teaches(words):
     """What it does, what it writes, examples that parse, what comes next."""
@@ -197,8 +206,8 @@ def test_options_that_mean_the_same_are_called_the_same():
 def test_the_readers_of_commands_find_them():
     text = "a `python -m uss_utils data check camvid` b\n```\npython -m uss_utils x # y"
     assert lines_in(text) == [["data", "check", "camvid"], ["x"]]
-    with pytest.raises(AssertionError, match="no such command: trian"):
-        parsed(["trian", "stego"])
+    with pytest.raises(AssertionError, match="no such command: trains"):
+        parsed(["trains", "stego"])
     with pytest.raises(AssertionError, match="No such option"):
         parsed(["train", "stego", "--sead", "3"])
     with pytest.raises(AssertionError):

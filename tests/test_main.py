@@ -139,7 +139,7 @@ def test_commands_leave_waiting_threads_no_core(monkeypatch):
 def test_what_a_command_does_not_know_ends_in_its_usage(run):
     """One line of an error, the way to the help, and an exit status of its own."""
     cases = {
-        ("trian",): "No such command 'trian'. Did you mean 'train'",
+        ("trains",): "No such command 'trains'. Did you mean 'train'",
         ("train",): "Missing argument 'method'",
         ("train", "stego", "--sead", 3): "No such option: --sead",
         ("ladder", "--seeds", 0): "Invalid value for '--seeds'",
