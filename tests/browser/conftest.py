@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tests.browser import chromium
+
 PATIENCE = 120  # seconds: a busy machine is slow, not broken
 
 
@@ -19,23 +19,16 @@ PATIENCE = 120  # seconds: a busy machine is slow, not broken
 def browser() -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as tool:
-        own = Path(tool.chromium.executable_path)
-        found = (
-            own if own.is_file() else next(filter(None, map(shutil.which, NAMES)), "")
-        )
+        found = chromium.find(tool)
         if not found:
-            pytest.skip(
-                "no Chromium: apt install chromium, or playwright install chromium"
-            )
+            pytest.skip(chromium.ADVICE)
         try:
             # No sandbox: inside containers there is none to be had.
-            chromium = tool.chromium.launch(
-                executable_path=str(found), args=["--no-sandbox"]
-            )
+            started = tool.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
             pytest.skip(f"Chromium at {found} does not start: {str(error)[:200]}")
-        yield chromium
-        chromium.close()
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests import notebook_tools as tools
-from tests.browser.controls import Control, controls
+from tests.browser.controls import Control, controls, untried
 from tests.browser.lab_page import LabPage
 from uss_utils import publishing
 
@@ -60,6 +60,82 @@ def test_every_control_changes_its_picture(opened, path):
     assert complaints(opened, notebook) == []
 
 
+HEALTHY = """
+import ipywidgets
+from IPython.display import Javascript, display
+from uss_utils import plots, widgets
+plots.use_notebook_style()
+
+def draw(name="u", **values):
+    values["name"] = len(name)
+    numbers = {k: float(ord(v) if isinstance(v, str) else v) for k, v in values.items()}
+    return plots.bar_ladder(numbers)
+
+several = {"toggles": ipywidgets.ToggleButtons(options=["p", "q"])}
+several["radio"] = ipywidgets.RadioButtons(options=["r", "s"])
+several["toggle"] = ipywidgets.ToggleButton(description="toggle")
+several |= {"k": (1, 9), "x": (0.0, 1.0), "which": ["a", "b"]}
+widgets.explore(draw, tick=False, name="u", **several);
+"""
+BROKEN = {  # cell -> what has to be said of it
+    """
+def fails(k=3):
+    if k == 9:
+        raise ValueError("nine is too many")
+    return draw(k=k)
+
+widgets.explore(fails, k=(1, 9));
+""": ["k, to its end: ValueError: nine is too many"],
+    """
+widgets.explore(lambda k, dull: draw(k=k), k=(1, 9), dull=["a", "b"]);
+""": ["dull never changes the picture"],
+    """
+drawn = []
+
+def remembers(k=3):
+    drawn.append(k)
+    return draw(k=len(drawn))
+
+widgets.explore(remembers, k=(1, 9));
+""": ["k, back where it was, draws another picture than first"],
+    """
+if not drawn:
+    widgets.explore(draw, k=(1, 9))
+""": ["1 calls, 0 groups of widgets", "0 controls, at least 1 were asked for"],
+    """
+button = ipywidgets.Button(description="break")
+button.on_click(lambda button: 1 / 0)
+display(ipywidgets.VBox([button, ipywidgets.ColorPicker()]))
+""": [
+        "0 calls, 1 groups of widgets",
+        "1 elements are of no kind",
+        "submit 'a word': .*ZeroDivisionError",
+        "submit 'another word': .*ZeroDivisionError",
+        "never changes the picture",
+    ],
+}
+BROKEN_WHILE_RUNNING = {
+    "display(Javascript('console.error(\"from the page\")'))": "console: from the page",
+    "raise KeyError('in a cell')": "while the cells ran: .*KeyError: 'in a cell'",
+}
+
+
+def test_whatever_is_broken_is_named(opened):
+    sources = [HEALTHY, *BROKEN, *BROKEN_WHILE_RUNNING]
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    found = complaints(opened, notebook)
+    expected = [
+        f"code cell {i}: .*{text}"
+        for i, texts in enumerate(BROKEN.values(), 2)
+        for text in texts
+    ]
+    expected += BROKEN_WHILE_RUNNING.values()
+    for text in expected:
+        named = [each for each in found if re.search(text, each, re.DOTALL)]
+        assert len(named) == 1, (text, found)
+    assert len(found) == len(expected), found
+
+
 def smoke(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook with the preset for tests, as a reader would write it."""
     (cell,) = (
@@ -103,7 +179,7 @@ def complaints(opened, notebook: nbformat.NotebookNode) -> list[str]:
             found.append(
                 f"code cell {i + 1}: {len(expected)} calls, {views} groups of widgets"
             )
-        if views:
+        if views or expected:
             found += [
                 f"code cell {i + 1}: {text}" for text in _cell(shown, i, expected)
             ]
@@ -119,10 +195,13 @@ def _cell(shown: LabPage, i: int, expected: list[ast.Call]) -> Iterator[str]:
     outputs = shown.outputs(i)
     made = 0
     for group in shown.groups(outputs):
-        for control in controls(group):
-            made += 1
+        found = list(controls(group))
+        made += len(found)
+        if untried(group, found):
+            yield f"{untried(group, found)} elements are of no kind in controls.py"
+        for control in found:
             yield from _tried(shown, outputs, group, control)
-    # A row and a column, or one control per keyword.
+    # One control per keyword, or a row and a column.
     fewest = sum(len(c.keywords) if _called(c) == "explore" else 2 for c in expected)
     if made < fewest:
         yield f"{made} controls, at least {fewest} were asked for"
