@@ -21,8 +21,6 @@ from uss_utils import book, notebooks
 from uss_utils.__main__ import app
 from uss_utils.publishing import WIDGET
 
-# Of MyST, about Sphinx's next but one release.
-pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 pytest.importorskip("furo", reason="the book needs Sphinx, MyST-NB and Furo")
 
 # What pages carry along: elements whose address the browser asks for by itself.
@@ -93,7 +91,6 @@ class TestTheCourse:
                 target = (path.parent / place).resolve() if place else path
                 if not target.is_file():
                     wrong.append(f"{path.name}: {link}")
-                # Scripts make Furo's tables of contents jump to "#".
                 elif parts.fragment and target.suffix == ".html":
                     if unquote(parts.fragment) not in leaves[target].anchors:
                         wrong.append(f"{path.name}: {link}")

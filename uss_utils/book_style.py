@@ -37,6 +37,7 @@ details > summary {{ cursor: pointer; color: var(--color-brand-content); }}
 h1 {{ font-size: 2rem; }}
 h2 {{ font-size: 1.5rem; }}
 @media (max-width: 46em) {{
+  :is(p, li):has(> math) {{ overflow-x: auto; overflow-y: hidden; }}
   h1 {{ font-size: 1.6rem; }}
   h2 {{ font-size: 1.3rem; }}
   pre {{ font-size: 75%; }}
