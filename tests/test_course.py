@@ -16,7 +16,7 @@ from nbformat.v4 import (
     new_output,
 )
 
-from uss_utils import course, memory, notebooks, pages, publishing
+from uss_utils import course, memory, notebooks, pages, published, publishing
 
 PARAMETERS = 'PRESET = "scenes"  # size\nSEED = 0  # seed\nSTEPS = None  # steps'
 RECORD = "from uss_utils.teaching import record\nrecord(preset=PRESET, seed=SEED)"
@@ -430,6 +430,34 @@ def test_refresh_rewrites_the_good_and_leaves_the_bad(tmp_path, monkeypatch, cap
     assert after.cells[2].outputs[0].text == "hello scenes\n"
     assert [c.execution_count for c in after.cells[1:]] == [1, 2, 3]
     assert "01_leak.ipynb NOT rewritten" in capsys.readouterr().out
+
+
+@pytest.mark.notebook
+def test_refresh_of_all_notebooks_rewrites_the_readme(tmp_path, monkeypatch):
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(course, "repo_root", lambda: tmp_path)
+    monkeypatch.setattr(course, "weights_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(notebooks, "notebooks_dir", lambda: tmp_path / "notebooks")
+    (tmp_path / "notebooks").mkdir()
+    photograph = "display({'image/jpeg': 'SGk='}, raw=True)"
+    write(tmp_path / "notebooks" / "00_a.ipynb", photograph, RECORD)
+    stale = tmp_path / "runs" / "scenes" / "records"
+    stale.mkdir(parents=True)
+    (stale / "old.json").write_text("{}")
+    readme, marks = tmp_path / "README.md", publishing
+    table = "| n | minutes |\n|---|---|\n| [A](notebooks/00_a.ipynb) | – |"
+    readme.write_text(
+        "\n".join([*marks.COURSE, *marks.SCORES, *marks.PUBLISHED]).replace(
+            marks.COURSE[0], f"{marks.COURSE[0]}\n{table}"
+        )
+    )
+    (result,) = course.refresh()
+    assert result.ok, result.error
+    text = readme.read_text()
+    assert "| [A](notebooks/00_a.ipynb) | 0." in text and "GB of memory" in text
+    assert "no records yet" in text, "an older run's records were left there"
+    assert published.table() in text
+    assert (tmp_path / "data" / "result.jpg").read_bytes() == b"Hi"
 
 
 class TestReadme:

@@ -23,7 +23,7 @@ from uss_utils.command_options import (
 )
 from uss_utils.data_commands import app as data_app
 from uss_utils.pretrain_commands import pretrain
-from uss_utils.segment_commands import EXAMPLES, segment
+from uss_utils.segment_commands import segment
 
 app = typer.Typer(
     help="Unsupervised semantic segmentation: the course's command line.\n\n"
@@ -244,7 +244,9 @@ def evaluate(
         typer.echo("linear classifier: mIoU {miou:.1f}".format(**record["classifier"]))
 
 
-app.command(epilog=EXAMPLES, short_help="Segment your own photographs.")(segment)
+app.command(epilog=ending("segment"), short_help="Segment your own photographs.")(
+    segment
+)
 
 
 @app.command(epilog=ending("hierarchy"))

@@ -70,6 +70,14 @@ EXAMPLES = {
         "Next, on your own photographs: "
         f"python -m uss_utils segment photos --model {MODEL} --out segmented",
     ),
+    "segment": (
+        [
+            "segment photos --method stego --clusters 10 --out segmented",
+            "segment more --model segmented/model.safetensors --out segmented-more",
+        ],
+        "Next: open segmented/index.html. Notebook 11 gives the clusters names: "
+        "python -m uss_utils course 11",
+    ),
     "hierarchy": (
         ["hierarchy runs/scenes/models/hsg-seed0.safetensors photos --out levels"],
         "Next: open overview.png of a picture. Such a model comes from: "
