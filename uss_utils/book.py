@@ -47,6 +47,7 @@ SETTINGS = {
     "html_css_files": ["book.css"],
     "html_copy_source": False,
     "html_show_sourcelink": False,
+    "html_show_copyright": False,
     # Summaries are read from other pages, which browsers refuse without a server.
     "html_show_search_summary": False,
     "pygments_style": "friendly",

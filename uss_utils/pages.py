@@ -15,7 +15,14 @@ from nbconvert.filters import markdown2html
 from uss_utils.paths import atomic_file
 from uss_utils.records import leaderboard, read_records, summarise
 
-CSS = """
+# In order of beauty; browsers bring the last where no other is installed.
+MATH_CSS = """
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math",
+       "Noto Sans Math", "DejaVu Math TeX Gyre", math; }
+"""
+CSS = (
+    MATH_CSS
+    + """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222;
        background: #fff; font: 16px/1.5 system-ui, sans-serif; }
 h1, h2, h3 { line-height: 1.2; }
@@ -32,6 +39,7 @@ section { border-top: 2px solid #ddd; margin-top: 2rem; padding-top: 1rem; }
 .highlight > pre { padding: .5rem .7rem; }
 .failed { color: #c44e52; font-weight: bold; }
 """
+)
 # Code fences and code spans may hold dollars: they are matched first and kept.
 _MATH = re.compile(
     r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$",
