@@ -166,8 +166,8 @@ def _skipped(skipped: Mapping[str, str]) -> str:
 _MONITORS = {
     "usage_entropy": "evenness of the clusters: 1 all alike, 0 one took everything",
     "used": "clusters with at least a hundredth of the pixels",
-    "agreement_within": "code and features agree on pairs of patches of one picture",
-    "agreement_across": "the same for pairs of two pictures",
+    "agreement_within": "features and code agree which patches of a picture are akin",
+    "agreement_across": "and which patches of two pictures are",
     "edges_on_borders": "share of the pictures' strong edges that lie on borders",
     "pixels_on_borders": "the share that borders drawn blindly would reach",
 }

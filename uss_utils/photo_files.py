@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from uss_utils.datasets.files import FileDataset, list_files, read_ids
@@ -22,11 +22,10 @@ from uss_utils.datasets.folder import (
     Layout,
     find_layout,
 )
-from uss_utils.datasets.labels import strict_table, voc_palette
-from uss_utils.datasets.transforms import Transform
 from uss_utils.pictures import read_picture
 
 IGNORED = 255  # stored id of pixels without label
+LONGEST = 150  # bytes of a name
 # Pillow would start Ghostscript on these.
 _DRAWINGS = ("EPS",)
 
@@ -95,7 +94,7 @@ def find(folder: str | Path) -> Found:
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
-        names = {folder: printable(folder.stem)}
+        names = {folder: _short(folder.stem)}
         return Found(folder.parent, (folder,), names, {}, {})
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -131,21 +130,26 @@ def _visible(folder: Path) -> list[Path]:
 
 def _names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for each file, unique even where capitals do not count."""
-    stems = Counter(printable(path.stem).casefold() for path in files)
+    stems = Counter(_short(path.stem).casefold() for path in files)
     names, taken = {}, set()
     for path in files:
-        name = printable(path.stem)
+        name = _short(path.stem)
         if stems[name.casefold()] > 1:
-            name = printable(path.name)
+            name = _short(path.name)
         # The same name in two splits, or "a.jpg" beside "a.jpg.png".
         if name.casefold() in taken:
-            name = printable(f"{path.parent.name}-{path.name}")
+            name = _short(f"{path.parent.name}-{path.name}")
         plain, number = name, 2
         while name.casefold() in taken:
             name, number = f"{plain}-{number}", number + 1
         taken.add(name.casefold())
         names[path] = name
     return names
+
+
+def _short(name: str) -> str:
+    """Room for endings: file systems allow 255 bytes."""
+    return printable(name).encode()[:LONGEST].decode("utf-8", "ignore")
 
 
 def _labels(layout: Layout, places: Sequence[Path]) -> dict[Path, Path]:
@@ -178,28 +182,36 @@ def read(path: Path) -> np.ndarray:
     Raises:
         OSError: it cannot be read; the message is the reason alone, in a few words.
     """
+    if not path.is_file():
+        raise OSError("neither a file nor a link to one")
+    if not path.stat().st_size:
+        raise OSError("the file is empty")
     try:
-        if not path.is_file():
-            raise OSError("neither a file nor a link to one")
-        if not path.stat().st_size:
-            raise OSError("the file is empty")
         with Image.open(path) as file:
-            if file.format in _DRAWINGS:
-                raise OSError(f"a drawing ({file.format}), no photograph")
-        return read_picture(path)
+            kind = file.format
+        if kind not in _DRAWINGS:
+            return read_picture(path)
     # Damaged files make Pillow raise nearly everything; none of it may end the run.
     except Exception as error:
         raise OSError(_reason(error)) from error
+    raise OSError(f"a drawing ({kind}), no photograph")
 
 
 def _reason(error: Exception) -> str:
+    """What went wrong, without the path, which is told already."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    if "cannot identify image file" in str(error):
-        return "no picture, or its header is damaged"
+    text = printable(str(error)) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture, or its beginning is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return printable(str(error)) or type(error).__name__
+    # What this package refuses, and pictures that would not fit into memory.
+    if type(error) in (ValueError, FileNotFoundError, Image.DecompressionBombError):
+        return text
+    # Others are accidents inside Pillow, whose words explain nothing.
+    told = isinstance(error, OSError | SyntaxError)
+    return f"cut off or damaged ({text})" if told else "cut off or damaged"
 
 
 def scan(folder: str | Path, *, progress: bool = False) -> Scan:
@@ -305,7 +317,8 @@ def _largest(path: Path, size: tuple[int, int]) -> int | str:
         )
     if ids.min() < 0 or ids.max() > IGNORED:
         return f"label ids reach from {ids.min()} to {ids.max()}, expected 0..254"
-    return int(ids[ids != IGNORED].max(initial=-1))
+    used = ids[ids != IGNORED]
+    return int(used.max()) if used.size else -1
 
 
 def _classes(file: Path | None, largest: dict[Path, int]) -> tuple[str, ...]:
@@ -317,34 +330,3 @@ def _classes(file: Path | None, largest: dict[Path, int]) -> tuple[str, ...]:
         if names:
             return names
     return tuple(f"class {k}" for k in range(max(largest.values()) + 1))
-
-
-class PhotoSet(FileDataset):
-    """The pictures of a scanned folder as a data set; some or all without labels.
-
-    Args:
-        scanned: from :func:`scan`.
-        transform: geometry; None keeps the pixels as they are.
-        labelled: only those with a label.
-    """
-
-    def __init__(
-        self, scanned: Scan, transform: Transform | None = None, labelled: bool = False
-    ):
-        pairs = [(path, scanned.labels.get(path)) for path in scanned.pictures]
-        pairs = [pair for pair in pairs if pair[1] is not None or not labelled]
-        count = len(scanned.classes)
-        super().__init__(
-            "folder",
-            "all",
-            pairs,
-            scanned.classes,
-            voc_palette(count + 1)[1:],
-            strict_table(count, IGNORED),
-            transform,
-        )
-        self.names = scanned.found.names
-
-    def item_name(self, index: int) -> str:
-        """What the picture's results are called; unique."""
-        return self.names[self.pairs[index][0]]

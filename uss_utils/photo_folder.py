@@ -15,7 +15,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,13 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from uss_utils import contact_sheet, crf, painting
-from uss_utils.cluster_names import read_names, renamed
+from uss_utils import contact_sheet, crf, naming, painting
 from uss_utils.datasets.labels import voc_palette
 from uss_utils.datasets.transforms import Transform
 from uss_utils.evaluation import evaluate
 from uss_utils.monitors import monitor
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.photo_files import (
-    PhotoSet,
     Scan,
     find,
     nothing_readable,
@@ -39,7 +37,7 @@ from uss_utils.photo_files import (
     scan,
     usable_labels,
 )
-from uss_utils.photo_training import common_size, train_on_folder
+from uss_utils.photo_training import PhotoSet, common_size, train_on_folder
 from uss_utils.pictures import MAX_SIDE
 from uss_utils.segmenter import Segmenter
 
@@ -47,14 +45,12 @@ __all__ = [
     "FolderResult",
     "Scan",
     "check_places",
-    "read_names",
-    "renamed",
     "scan",
     "segment_folder",
     "train_on_folder",
 ]
 
-MONITORED = 40  # pictures that the monitors look at, evenly spaced
+MONITORED = 16  # pictures that the monitors look at, evenly spaced
 _DONE = ".finished"
 
 
@@ -86,7 +82,7 @@ def segment_folder(
     *,
     crf: bool = False,
     max_side: int = MAX_SIDE,
-    names: str | Path | Mapping[int | str, str] | None = None,
+    names: naming.Names | str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> FolderResult:
@@ -98,7 +94,7 @@ def segment_folder(
         out: gets the results listed at the top of this module; another folder.
         crf: sharpen with the dense CRF.
         max_side: see :meth:`Segmenter.segment`.
-        names: of clusters, see :func:`renamed`; or a file, see :func:`read_names`.
+        names: of clusters, or a file of them, see :func:`uss_utils.naming.apply`.
         overwrite: make finished pictures again.
         progress: show bars.
 
@@ -119,10 +115,8 @@ def segment_folder(
             f"the model tells {most} clusters or classes apart, a palette PNG holds "
             f"{painting.NO_CLASS}"
         )
-    if isinstance(names, str | Path):
-        names = read_names(names)
-    shown = renamed(segmenter, names) if names else segmenter
-    options = {"crf": crf, "max_side": max_side, "names": dict(names or {})}
+    shown = naming.apply(segmenter, names) if names else segmenter
+    options = {"crf": crf, "max_side": max_side, "named": bool(names)}
     model_key = _fingerprint(shown)
     work = _Work(shown, out, model_key + json.dumps([crf, max_side]), options)
     done, made, kept = {}, [], []
@@ -136,11 +130,11 @@ def segment_folder(
             kept.append(name)
             continue
         try:
-            key, pixels = work.key(path), read(path)
+            pixels = read(path)
         except OSError as error:
             skipped[found.shown(path)] = str(error)
             continue
-        done[path] = work.make(name, key, pixels)
+        done[path] = work.make(name, work.key(path), pixels)
         made.append(name)
     if not done:
         raise nothing_readable(folder, skipped)
@@ -293,7 +287,7 @@ def _summary(
     return summary
 
 
-def _mean_shares(notes) -> dict[str, float]:
+def _mean_shares(notes: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Mean over the pictures of the share of every id, as large pictures as small."""
     notes, sums = list(notes), {}
     for note in notes:
@@ -348,7 +342,7 @@ def _record(
         size = common_size(scanned, 320 * 320, segmenter.backbone.patch)
         transform = Transform("center", size)
     protocol = replace(model.protocol, crf=use_crf)
-    if model.cluster_to_class is None:
+    if "map" not in model.meta:  # no training labels are known to have named them
         protocol = replace(protocol, fit_map_on="eval")
     labelled = PhotoSet(scanned, transform, labelled=True)
     return evaluate(model, labelled, protocol=protocol, progress=progress)

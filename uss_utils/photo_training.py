@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from uss_utils.datasets.files import FileDataset
+from uss_utils.datasets.labels import strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform, resize_to_patch
-from uss_utils.photo_files import PhotoSet, Scan, scan
+from uss_utils.photo_files import IGNORED, Scan, scan
 from uss_utils.recipe import Recipe
 from uss_utils.segmenter import Segmenter
 
@@ -22,6 +24,37 @@ CLUSTERS = 8  # where neither labels nor the user say how many
 MOST = 1000  # pictures trained on, evenly spaced, unless n_train says otherwise
 MODEL = "model.safetensors"
 _UNFINISHED = "training"  # folder of a training's checkpoint
+
+
+class PhotoSet(FileDataset):
+    """The pictures of a scanned folder as a data set; some or all without labels.
+
+    Args:
+        scanned: from :func:`scan`.
+        transform: geometry; None keeps the pixels as they are.
+        labelled: only those with a label.
+    """
+
+    def __init__(
+        self, scanned: Scan, transform: Transform | None = None, labelled: bool = False
+    ):
+        pairs = [(path, scanned.labels.get(path)) for path in scanned.pictures]
+        pairs = [pair for pair in pairs if pair[1] is not None or not labelled]
+        count = len(scanned.classes)
+        super().__init__(
+            "folder",
+            "all",
+            pairs,
+            scanned.classes,
+            voc_palette(count + 1)[1:],
+            strict_table(count, IGNORED),
+            transform,
+        )
+        self.names = scanned.found.names
+
+    def item_name(self, index: int) -> str:
+        """What the picture's results are called; unique."""
+        return self.names[self.pairs[index][0]]
 
 
 def train_on_folder(
@@ -114,7 +147,9 @@ def _train(
     return trained.segmenter
 
 
-def _trained_before(file: Path, asked: dict, device: str, say) -> Segmenter | None:
+def _trained_before(
+    file: Path, asked: dict, device: str, say: Callable
+) -> Segmenter | None:
     """The model of an earlier call with the same settings.
 
     Raises:
@@ -140,7 +175,9 @@ def _trained_before(file: Path, asked: dict, device: str, say) -> Segmenter | No
     return known
 
 
-def _fitted(cfg: Recipe, scanned: Scan, name: str, say) -> tuple[Recipe, PhotoSet]:
+def _fitted(
+    cfg: Recipe, scanned: Scan, name: str, say: Callable
+) -> tuple[Recipe, PhotoSet]:
     """Settings that suit the folder, and its pictures as a data set.
 
     Raises:
