@@ -35,18 +35,28 @@ def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
         records: of :meth:`uss_utils.study.Study.records`.
 
     Returns:
-        The rows of :func:`uss_utils.records.summarise`, and in each ``title``,
-        ``parameters`` (trained: head and clusters), ``seconds`` (of a training, mean),
-        ``own_network`` (trains a whole network), ``records`` (of the seeds), and for
-        every score with the CRF its gain over the same images without,
-        ``crf.gain.cluster.train.miou`` say, with ``.sd``. What no record tells is None.
+        The rows of :func:`uss_utils.records.summarise`, and in each: ``title``,
+        ``own_network`` (it trains a whole network; † in the title), ``parameters``
+        (trained: head and clusters), ``seconds`` (of a training, mean), ``records`` (of
+        the seeds), and for every score with the CRF its gain over the same images
+        without, ``crf.gain.cluster.train.miou`` say, with ``.sd``. What no record tells
+        is None.
     """
     records = list(records)
     found = []
     for row in summarise(records):
         mine = [r for r in records if r["name"] == row["name"]]
-        found.append(row | _cost(mine) | _gains(mine) | {"title": title(row)})
+        found.append(row | _cost(mine) | _gains(mine) | {"title": name_of(row)})
     return found
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """What people call a method; with † where it trains a whole network of its own.
+
+    Args:
+        record: a record, or a row.
+    """
+    return title(record) + " †" * (record["backbone"] == OWN_NETWORK)
 
 
 def _cost(records: list[Record]) -> dict[str, Any]:
@@ -94,7 +104,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     gains = {h: name for h, name in gains.items() if any(name in r for r in found)}
     cells = [
         [
-            row["title"] + " †" * row["own_network"],
+            row["title"],
             "–" if row["parameters"] is None else f"{row['parameters']:,}",
             "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
             *(_mean(row, name) for name in COLUMNS.values()),
@@ -111,7 +121,8 @@ def _legend(found: Sequence[Mapping[str, Any]], sharpened: bool) -> list[str]:
     many = max(len(row["seeds"]) for row in found)
     lines = [
         f"{first['dataset']}, {first['images']} images of split {first['split']}; "
-        f"percent, mean ± sd over {many} seed{'s' * (many > 1)}. Labels used by: "
+        + (f"percent, mean ± sd over {many} seeds" if many > 1 else "percent, 1 seed")
+        + ". Labels used by: "
     ]
     named = f"{first.get('fit_images', 'no')} labelled training images"
     lines[0] += (
@@ -162,10 +173,10 @@ def wins(
         score: a name of :func:`uss_utils.records.scores`.
 
     Returns:
-        The methods, and shares in [0, 1], float64 (M, M): row against column, ties
-        count half; NaN on the diagonal.
+        Titles of the methods, and shares in [0, 1], float64 (M, M): row against
+        column, ties count half; NaN on the diagonal.
     """
-    values = per_seed(records, score)
+    values = per_seed([r | {"name": name_of(r)} for r in records], score)
     share = np.full((len(values), len(values)), math.nan)
     for i, mine in enumerate(values.values()):
         for j, other in enumerate(values.values()):
@@ -178,7 +189,7 @@ def wins(
 def paired(
     records: Iterable[Record], before: str, after: str, score: str
 ) -> dict[int, float]:
-    """Gain of every seed, where two models share their start.
+    """Gain of every seed, where two models share start, data and protocol.
 
     Args:
         records: all of a folder, not only the methods' own.
@@ -189,19 +200,22 @@ def paired(
     Returns:
         Seed -> points gained; empty where one of the two is not there.
     """
-    found: dict[str, dict[int, float]] = {before: {}, after: {}}
+    found: dict[str, dict[tuple, float]] = {before: {}, after: {}}
     for record in records:
         value = scores(record).get(score)
         if record["name"] in found and value is not None:
-            found[record["name"]].setdefault(record["seed"], value)
+            key = record["seed"], record["protocol"]["line"]
+            found[record["name"]][key] = value
     return {
-        seed: value - found[before][seed]
-        for seed, value in found[after].items()
-        if seed in found[before]
+        key[0]: value - found[before][key]
+        for key, value in found[after].items()
+        if key in found[before]
     }
 
 
-def class_scores(records: Iterable[Record], path: str = "cluster.train") -> dict:
+def class_scores(
+    records: Iterable[Record], path: str = "cluster.train"
+) -> dict[str, np.ndarray]:
     """IoU of every class, mean over the seeds.
 
     Args:
@@ -209,7 +223,7 @@ def class_scores(records: Iterable[Record], path: str = "cluster.train") -> dict
         path: "cluster.train", "cluster.eval" or "linear".
 
     Returns:
-        Name of a method -> percent, float64 (K,); NaN where a class never occurs.
+        Title of a method -> percent, float64 (K,); NaN where a class never occurs.
     """
     found: dict[str, list] = {}
     for record in records:
@@ -217,10 +231,18 @@ def class_scores(records: Iterable[Record], path: str = "cluster.train") -> dict
         for key in path.split("."):
             node = node.get(key, {})
         if node:
-            found.setdefault(record["name"], []).append(
+            found.setdefault(name_of(record), []).append(
                 [math.nan if value is None else value for value in node["iou"]]
             )
-    return {name: np.nanmean(np.array(v, float), 0) for name, v in found.items()}
+    return {name: _mean_of(values) for name, values in found.items()}
+
+
+def _mean_of(values: list[list[float]]) -> np.ndarray:
+    """Mean over the seeds; NaN, without a warning, where no seed has a value."""
+    table = np.array(values, dtype=float)
+    known = (~np.isnan(table)).sum(0)
+    total = np.nansum(table, 0)
+    return np.divide(total, known, out=np.full(len(total), math.nan), where=known > 0)
 
 
 def failures(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
@@ -236,7 +258,7 @@ def failures(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     """
     records, found = list(records), {}
     for name, iou in class_scores(records).items():
-        mine = [r for r in records if r["name"] == name and "confusion" in r]
+        mine = [r for r in records if name_of(r) == name and "confusion" in r]
         if not mine or np.isnan(iou).all():
             continue
         classes, worst = mine[0]["classes"], int(np.nanargmin(iou))
@@ -244,7 +266,7 @@ def failures(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
         share = 100 * called / called.sum()
         share[worst] = -1
         other = int(share.argmax())
-        found[title(mine[0])] = {
+        found[name] = {
             "worst class": classes[worst],
             "IoU": float(iou[worst]),
             "taken for": [*classes, "nothing"][other],

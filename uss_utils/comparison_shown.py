@@ -8,7 +8,7 @@ import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from uss_utils.colours import colourise, to_numpy, to_rgb
 from uss_utils.figures import (
@@ -84,16 +84,12 @@ def _named_rows(figure: Figure, rows: Rows) -> Axes:
     if not rows:
         raise ValueError("no method has records; complete the study first")
     ax = new_axes(figure)[0, 0]
-    ax.set_yticks(range(len(rows)), [_label(row) for row in rows])
+    ax.set_yticks(range(len(rows)), [row["title"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     for y, row in enumerate(rows):
         if row["own_network"]:
             ax.axhspan(y - 0.5, y + 0.5, color=OWN, alpha=0.12, linewidth=0)
     return ax
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    return row["title"] + " †" * row["own_network"]
 
 
 def _values(row: Mapping[str, Any], score: str) -> list[float]:
@@ -111,7 +107,7 @@ def win_map(names: Sequence[str], share: np.ndarray, *, title: str = "") -> Figu
     """
     figure = new_figure(2.6 + 0.62 * len(names), 1.3 + 0.36 * len(names))
     ax = _heat(figure, 100 * share, names, names, "% of the pairs of seeds", (0, 100))
-    ax.set(title=title, xlabel="… beats", ylabel="this one …")
+    ax.set(title=title, xlabel="beaten by it", ylabel="method")
     return figure
 
 
@@ -140,11 +136,11 @@ def class_map(
     if against is not None and against not in table:
         raise ValueError(f"no method {against!r}; there are: {', '.join(table)}")
     values = np.stack(list(table.values()))
-    limits, label, colours = (0, max(np.nanmax(values), 1)), "IoU", "cividis"
+    limits, label, colours = (0, max(np.nanmax(values), 1)), "IoU, percent", "cividis"
     if against is not None:
         values = values - table[against]
         far = max(float(np.nanmax(np.abs(values))), 1)
-        limits, label, colours = (-far, far), f"IoU less {against}'s", "vlag"
+        limits, label, colours = (-far, far), f"points above {against}", "vlag"
     figure = new_figure(2.9 + 0.62 * len(classes), 1.2 + 0.36 * len(table))
     ax = _heat(figure, values, list(table), classes, label, limits, colours)
     ax.set(title=title)
@@ -164,7 +160,7 @@ def _heat(
     ax = new_axes(figure)[0, 0]
     ax.grid(False)
     seaborn.heatmap(
-        values,
+        np.round(values) + 0.0,  # no -0
         ax=ax,
         vmin=limits[0],
         vmax=limits[1],
@@ -206,7 +202,9 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
         ax.errorbar(x, y, yerr=spread, fmt="o", color=colour, capsize=3)
     _place_labels(ax, known, cost)
     ax.set_xscale("log")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.25, y=0.15)
     ax.set_ylim(bottom=0)
     ax.set(xlabel=COSTS[cost], ylabel="cluster mIoU, mean ± sd")
@@ -224,7 +222,7 @@ def _place_labels(ax: Axes, rows: Rows, cost: str) -> None:
         near = any(abs(x - a) < 0.7 and abs(y - b) < 3 for a, b in taken)
         taken.append((x, y))
         ax.annotate(
-            _label(row),
+            row["title"],
             (row[cost], y),
             (-7 if near else 7, -4 if near else 4),
             textcoords="offset points",

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from uss_utils import crf, runs
-from uss_utils.datasets import SegmentationDataset
 from uss_utils.evaluation import evaluate_together
 from uss_utils.recipe import Recipe
 from uss_utils.records import jsonable, read_records, write_record
@@ -27,6 +26,8 @@ Record = dict[str, Any]
 # Names under which a method's own record may stand, where they are not the method's.
 ALIASES = {"kmeans": ("kmeans", "pretrained")}
 CRF_IMAGES = 24  # evenly spaced; the CRF takes longer than everything else
+# Settings that decide which images are scored, and how large they are.
+_IMAGES = ("dataset", "size", "eval_size", "resample", "eval_resample", "n_val")
 
 
 class Gap(NamedTuple):
@@ -161,6 +162,7 @@ class Study:
         for gap in gaps:
             print(gap, flush=True)
             self._fill(gap, device)
+        self._sharpen(gaps, device)
         print("all records are there" if not gaps else "done")
         return self.records()
 
@@ -178,32 +180,39 @@ class Study:
             model = self.model(gap.method, seed, device)
             own = replace(cfg, seed=seed)
             runs.score(method, own, [model], self.folder, val_set)
-        if gap.sharpen:
-            self._sharpen(gap, val_set, device)
 
-    def _sharpen(self, gap: Gap, val_set: SegmentationDataset, device: str) -> None:
+    def _sharpen(self, gaps: Sequence[Gap], device: str) -> None:
         """Add to records what evaluating a few images with the CRF tells."""
-        models = [self.model(gap.method, seed, device) for seed in gap.sharpen]
-        for model in models[1:]:
-            if model.backbone.fingerprint == models[0].backbone.fingerprint:
+        groups: dict[tuple, list[Segmenter]] = {}
+        for gap in gaps:
+            for seed in gap.sharpen:
+                model = self.model(gap.method, seed, device)
+                network, cfg = model.backbone, self.settings(gap.method)
+                key = (network.fingerprint, network.view, model.protocol)
+                key += tuple(getattr(cfg, name) for name in _IMAGES)
+                groups.setdefault(key, []).append(model)
+        for models in groups.values():
+            for model in models:
                 model.backbone = models[0].backbone  # one pass for all
-        rows = torch.linspace(0, len(val_set) - 1, min(self.crf_images, len(val_set)))
-        some = val_set.subset(rows.round().long().tolist())
-        protocol = replace(models[0].protocol, crf=True)
-        groups: dict[int, list[Segmenter]] = {}
-        for model in models:
-            groups.setdefault(id(model.backbone), []).append(model)
-        for group in groups.values():
-            found = evaluate_together(group, some, protocol=protocol)
-            for model, extra in zip(group, found, strict=True):
-                record = self._stored(gap.method, model.meta["seed"])
-                record["parameters"] = extra["parameters"]
-                seconds = extra["run"].get("training_seconds")
-                if seconds is not None:
-                    record["run"]["training_seconds"] = seconds
-                if "crf" in extra:
-                    record["crf"] = extra["crf"]
-                write_record(record, self.folder / "records")
+            val_set = self.settings(models[0].method).open("val")
+            n = min(self.crf_images, len(val_set))
+            spaced = torch.linspace(0, len(val_set) - 1, n).round().long()
+            protocol = replace(models[0].protocol, crf=True)
+            some = val_set.subset(spaced.tolist())
+            found = evaluate_together(models, some, protocol=protocol)
+            for model, extra in zip(models, found, strict=True):
+                self._amend(model, extra)
+
+    def _amend(self, model: Segmenter, extra: Record) -> None:
+        """Write into a model's record what another evaluation of it found."""
+        record = self._stored(model.method, model.meta["seed"])
+        record["parameters"] = extra["parameters"]
+        seconds = extra["run"].get("training_seconds")
+        if seconds is not None:
+            record["run"]["training_seconds"] = seconds
+        if "crf" in extra:
+            record["crf"] = extra["crf"]
+        write_record(record, self.folder / "records")
 
     def _stored(self, method: str, seed: int) -> Record:
         """A record under the name it has on disk."""
