@@ -228,7 +228,7 @@ def rows(text, column=0):
 
 
 def course_rows():
-    _, inside, _ = publishing._between(ROOT / "README.md", publishing.COURSE)
+    _, inside, _ = publishing.between(ROOT / "README.md", publishing.COURSE)
     return inside
 
 
@@ -247,12 +247,12 @@ def test_minutes_are_those_of_a_run():
 
 
 def test_reported_scores_are_the_package_s():
-    _, inside, _ = publishing._between(ROOT / "README.md", publishing.PUBLISHED)
+    _, inside, _ = publishing.between(ROOT / "README.md", publishing.PUBLISHED)
     assert inside.strip() == published.table().strip()
 
 
 def test_scores_were_made_by_the_package():
-    _, inside, _ = publishing._between(ROOT / "README.md", publishing.SCORES)
+    _, inside, _ = publishing.between(ROOT / "README.md", publishing.SCORES)
     headers = re.findall(r"^\| method .*$", inside, re.MULTILINE)
     known = {head.format(split="val") for head in boards.COLUMNS}
     known |= {"method", *boards.FACTS, "backbone", "seeds"}

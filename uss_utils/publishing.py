@@ -170,7 +170,7 @@ def replace_between(page: Path, marks: tuple[str, str], text: str) -> None:
     Raises:
         ValueError: the marks are missing.
     """
-    head, _, tail = _between(page, marks)
+    head, _, tail = between(page, marks)
     begin, end = marks
     with atomic_file(page) as temporary:
         temporary.write_text(
@@ -178,7 +178,12 @@ def replace_between(page: Path, marks: tuple[str, str], text: str) -> None:
         )
 
 
-def _between(page: Path, marks: tuple[str, str]) -> tuple[str, str, str]:
+def between(page: Path, marks: tuple[str, str]) -> tuple[str, str, str]:
+    """What stands before, between and after two lines of a page.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
     begin, end = marks
     head, found, rest = page.read_text(encoding="utf-8").partition(begin)
     inside, closed, tail = rest.partition(end)
@@ -218,7 +223,7 @@ def publish_minutes(
         ValueError: the marks or the column are missing, or the table does not list
             exactly the notebooks measured.
     """
-    _, inside, _ = _between(readme, COURSE)
+    _, inside, _ = between(readme, COURSE)
     head, rule, *rows = [line for line in inside.splitlines() if line.startswith("|")]
     names = _cells(head)
     if "minutes" not in names:
