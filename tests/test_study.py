@@ -155,11 +155,11 @@ def test_models_are_kept_with_the_seconds_of_their_training(made, tmp_path):
     (path,) = runs.keep([Trained(model, History(seconds=1.234))], tmp_path)
     assert path == runs.model_path(tmp_path, "kmeans", 0)
     assert Segmenter.load(path).meta["training_seconds"] == 1.23
-    others = {"slow": study(made, seeds=(1,)).model("kmeans", device="cpu")}
-    found = runs.keep([Trained(model, History(), others), model], tmp_path)
-    assert [p.stem for p in found] == ["kmeans-seed0", "kmeans-seed1-slow"] + [
-        "kmeans-seed0"
-    ]
+    slow = study(made, seeds=(1,)).model("kmeans", device="cpu")
+    slow.meta["name"] = "kmeans, slow start"
+    found = runs.keep([Trained(model, History(), {"slow": slow}), model], tmp_path)
+    stems = ["kmeans-seed0", "kmeans-seed1-slow-start", "kmeans-seed0"]
+    assert [path.stem for path in found] == stems
 
 
 def test_an_absent_model_is_named(tmp_path):

@@ -1,6 +1,5 @@
 """Methods side by side as figures: seeds, maps, classes, costs, the same pictures."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from uss_utils.colours import colourise, to_numpy, to_rgb
 from uss_utils.figures import (
@@ -25,6 +25,8 @@ COSTS = {
     "seconds": "seconds of training (log scale)",
     "parameters": "parameters trained (log scale)",
 }
+# Of a name beside its point, in points of type: right and up; the first is the best.
+PLACES = ((6, 3), (-6, 3), (6, -3), (-6, -3), (0, 7), (0, -7), (0, 18), (0, -18))
 COLUMNS = 5  # panels beside each other
 OWN = "#8c8c8c"  # methods that train a network of their own stand apart
 
@@ -200,7 +202,6 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
         colour = OWN if row["own_network"] else PLAIN
         spread = row["cluster.train.miou.sd"] or 0
         ax.errorbar(x, y, yerr=spread, fmt="o", color=colour, capsize=3)
-    _place_labels(ax, known, cost)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
@@ -208,6 +209,7 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
     ax.margins(x=0.25, y=0.15)
     ax.set_ylim(bottom=0)
     ax.set(xlabel=COSTS[cost], ylabel="cluster mIoU, mean ± sd")
+    _place_labels(ax, known, cost)
     absent = [row["title"] for row in rows if row not in known]
     if absent:
         figure.suptitle(f"not noted: {', '.join(absent)}", fontsize=8)
@@ -215,21 +217,23 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
 
 
 def _place_labels(ax: Axes, rows: Rows, cost: str) -> None:
-    """Names beside their points; above or below where a neighbour is close."""
-    taken: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda r: -r["cluster.train.miou"]):
-        x, y = math.log10(row[cost]), row["cluster.train.miou"]
-        near = any(abs(x - a) < 0.7 and abs(y - b) < 3 for a, b in taken)
-        taken.append((x, y))
-        ax.annotate(
-            row["title"],
-            (row[cost], y),
-            (-7 if near else 7, -4 if near else 4),
-            textcoords="offset points",
-            ha="right" if near else "left",
-            va="top" if near else "bottom",
-            fontsize=8,
-        )
+    """Names beside their points, each at the first place that is still free."""
+    ax.figure.draw_without_rendering()  # settles where the points lie
+    points = [(row[cost], row["cluster.train.miou"]) for row in rows]
+    dots = ax.transData.transform(points) if points else []
+    taken = [Bbox.from_extents(*(dot - 4), *(dot + 4)) for dot in dots]
+    sides = {1: "left", -1: "right", 0: "center"}
+    for row, point in zip(rows, points, strict=True):
+        style = {"textcoords": "offset points", "fontsize": 8}
+        name = ax.annotate(row["title"], point, PLACES[0], **style)
+        for right, up in PLACES:
+            name.set_position((right, up))
+            name.set_horizontalalignment(sides[int(np.sign(right))])
+            name.set_verticalalignment("bottom" if up > 0 else "top")
+            box = name.get_window_extent()
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 def same_picture(

@@ -4,6 +4,7 @@ Under one folder: ``checkpoints/`` (a killed training continues), ``models/`` (f
 segmenters) and ``records/`` (their scores).
 """
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -153,12 +154,15 @@ def keep(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
     """
     paths = []
     for each in trained:
-        models = {"": each}
+        models = [each]
         if isinstance(each, Trained):
-            models = {"": each.segmenter, **each.others}
-            for model in models.values():
+            models = [each.segmenter, *each.others.values()]
+            for model in models:
                 model.meta["training_seconds"] = round(each.history.seconds, 2)
-        for word, model in models.items():
+        for model in models:
+            # What sets a variant apart: "running" of "primaps, running".
+            name = model.meta.get("name", model.method).removeprefix(model.method)
+            word = re.sub(r"\W+", "-", name).strip("-")
             place = model_path(folder, model.method, model.meta["seed"], word)
             paths.append(model.save(place))
     return paths
