@@ -7,7 +7,7 @@ import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from uss_utils.colours import colourise, to_numpy, to_rgb
@@ -203,8 +203,11 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
         spread = row["cluster.train.miou.sd"] or 0
         ax.errorbar(x, y, yerr=spread, fmt="o", color=colour, capsize=3)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
+    least, most = (f((r[cost] for r in known), default=1) for f in (min, max))
+    ax.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,))
+    )
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.25, y=0.15)
     ax.set_ylim(bottom=0)
