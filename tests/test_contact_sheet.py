@@ -117,8 +117,10 @@ def test_parts_that_are_not_there_are_left_out():
 
 def test_scores_and_why_there_are_none():
     record = {"headline": {"cluster_miou": 24.24, "linear_miou": None}}
+    record["protocol"] = {"line": "fitted <somewhere>"}
     text = contact_sheet.page(small(record=record))
-    assert "24.2 %" in text and "linear miou" not in text
+    assert "cluster mIoU" in text and "24.2 %" in text and "linear mIoU" not in text
+    assert "fitted &lt;somewhere&gt;" in text
     text = contact_sheet.page(small(not_scored="other <classes>"))
     assert "Not scored: other &lt;classes&gt;" in text
 

@@ -29,7 +29,7 @@ def test_overlays_mix_and_outline():
     ids = np.zeros((8, 9), int)
     ids[:, 5:] = -1
     mixed = painting.overlay(pixels, ids, PALETTE)
-    assert mixed[3, 2].tolist() == [150, 50, 50]
+    assert mixed[3, 2].tolist() == [144, 55, 55]
     assert mixed[3, 7].tolist() == [100, 100, 100]  # no class: the photograph
     assert mixed[3, 5].tolist() == [255, 255, 255]  # the border
     assert mixed.dtype == np.uint8

@@ -295,7 +295,8 @@ def test_mistakes(tmp_path, monkeypatch):
 
 
 def test_train_without_labels(mixed, tmp_path, capsys):
-    quick = {"settings": {"restarts": 1, "tokens": 1000}, "progress": True}
+    small = {"restarts": 1, "tokens": 1000, "size": (64, 96)}
+    quick = {"settings": small, "progress": True}
     model = train_on_folder(kmeans, mixed[0], tmp_path, **quick)
     told = capsys.readouterr().out
     assert "39 pictures can be read, 11 files are skipped" in told
@@ -361,7 +362,7 @@ import sys
 from uss_utils.photo_folder import train_on_folder, segment_folder
 from uss_utils.methods import stego
 folder, out = sys.argv[1:]
-model = train_on_folder(stego, folder, out, preset="smoke", steps=60)
+model = train_on_folder(stego, folder, out, preset="smoke", steps=30)
 segment_folder(model, folder, out)
 """
 
@@ -378,7 +379,7 @@ def test_a_killed_run_goes_on(tmp_path):
     running.wait()
     assert kept and not (out / "model.safetensors").exists()
     subprocess.run(words, check=True)
-    whole = train_on_folder(stego, folder, tmp_path / "w", preset="smoke", steps=60)
+    whole = train_on_folder(stego, folder, tmp_path / "w", preset="smoke", steps=30)
     resumed = Segmenter.load(out / "model.safetensors")
     assert resumed.cluster_probe.clusters.equal(whole.cluster_probe.clusters)
     assert len(list((out / "labels").iterdir())) == 6

@@ -175,10 +175,11 @@ _MONITORS = {
 
 def _judged(summary: Mapping[str, Any]) -> str:
     """Scores where there are labels, and the monitors that need none."""
-    rows = []
-    for key, value in summary.get("record", {}).get("headline", {}).items():
+    rows, record = [], summary.get("record", {})
+    for key, value in record.get("headline", {}).items():
         if value is not None:
-            rows.append((key.replace("_", " "), f"{value:.1f} %", "by the labels"))
+            name = key.replace("_", " ").replace("miou", "mIoU")
+            rows.append((name, f"{value:.1f} %", "by the labels"))
     for key, meaning in _MONITORS.items():
         if key in summary.get("monitors", {}):
             value = summary["monitors"][key]
@@ -188,8 +189,11 @@ def _judged(summary: Mapping[str, Any]) -> str:
         f"<tr><td>{name}</td><td>{number}</td><td>{html.escape(meaning)}</td></tr>"
         for name, number, meaning in rows
     )
-    note = summary.get("not_scored")
-    note = f"<p>Not scored: {html.escape(note)}</p>" if note else ""
+    if "not_scored" in summary:
+        note = f"Not scored: {summary['not_scored']}"
+    else:
+        note = record.get("protocol", {}).get("line", "")
+    note = f'<p class="facts">{html.escape(note)}</p>' if note else ""
     if not rows:
         return note
-    return f"<h2>Numbers</h2>\n{note}<table>\n{lines}\n</table>"
+    return f"<h2>Numbers</h2>\n<table>\n{lines}\n</table>\n{note}"

@@ -16,7 +16,7 @@ NO_CLASS = 255  # how -1 is stored
 GREY = (128, 128, 128)
 OVERLAY_SIDE = 2048  # longer side of an overlay at most
 THUMB = 220  # height of a thumbnail
-STRENGTH = 0.5  # weight of the colours
+STRENGTH = 0.45  # weight of the colours
 
 
 def write_label(path: Path, ids: np.ndarray, palette: np.ndarray) -> None:

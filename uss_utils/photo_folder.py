@@ -222,7 +222,9 @@ class _Work:
             "key": key,
             "size": list(ids.shape),
             "shares": {
-                str(k - 1): round(n / ids.size, 5) for k, n in enumerate(count) if n
+                str(k - 1): round(int(n) / ids.size, 5)
+                for k, n in enumerate(count)
+                if n
             },
             "seconds": round(time.perf_counter() - begun, 3),
         }
