@@ -244,6 +244,25 @@ def test_what_changed_is_made_again(tmp_path):
     assert segment_folder(other, folder, out, max_side=16).kept == ("p1", "p2")
 
 
+def test_what_was_finished_before_a_stop_stays(tmp_path, monkeypatch):
+    folder, out = few(tmp_path / "in"), tmp_path / "out"
+    model, whole = grey_model(classes=()), Segmenter.segment
+    seen = []
+
+    def stopped(self, image, *args, **options):
+        seen.append(image)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(self, image, *args, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        segment_folder(model, folder, out)
+    result = segment_folder(model, folder, out)
+    assert result.kept == ("p0",) and result.made == ("p1", "p2")
+    assert not list(out.rglob(".tmp-*"))
+
+
 def test_names_merge_clusters(tmp_path):
     folder, out = few(tmp_path / "in"), tmp_path / "out"
     result = segment_folder(grey_model(classes=()), folder, out, names={0: "a", 2: "a"})
