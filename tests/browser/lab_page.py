@@ -111,12 +111,12 @@ class LabPage:
         found.scroll_into_view_if_needed()
         return found.locator(".jp-Cell-outputWrapper")
 
-    def groups(self, outputs) -> list:
-        """The groups of widgets among a cell's outputs, all drawn."""
-        found = outputs.locator(GROUP).all()
-        for group in found:
-            group.wait_for()
-        return found
+    def groups(self, outputs, views: int) -> list:
+        """The groups of widgets among a cell's outputs, once all views are drawn."""
+        found = outputs.locator(GROUP)
+        if views:
+            found.nth(views - 1).wait_for()
+        return found.all()
 
     def make(self, move: Callable[[], object]) -> float | None:
         """Make a move, and wait until the kernel has answered it.
@@ -151,8 +151,8 @@ class LabPage:
         return group.locator(MESSAGES).all_inner_texts()
 
     def shut_down(self) -> None:
-        """End the kernel: its memory is needed by the next notebook's."""
-        self.page.evaluate("() => window.heard?.panel.sessionContext.shutdown()")
+        """End the kernel, without waiting: the next notebook needs its memory."""
+        self.page.evaluate("() => { window.heard?.panel.sessionContext.shutdown(); }")
 
     def _wait(self, condition: str, seconds: float = 60) -> None:
         self.page.wait_for_function(condition, timeout=1000 * seconds)
