@@ -88,12 +88,15 @@ class LabPage:
         bar.get_by_text(re.compile(r"\| Idle$")).wait_for()
         self.page.evaluate(LISTEN)
 
-    def run_all(self, seconds: float) -> None:
-        """Run All Cells; returns when the last one is done, or one has failed."""
+    def start(self) -> None:
+        """Run All Cells; returns at once, the page goes on by itself."""
         self.page.evaluate(
             "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
             ".finally(() => { heard.done = true; }); }"
         )
+
+    def finish(self, seconds: float) -> None:
+        """Wait until the last cell is done, or one has failed."""
         self._wait("() => heard.done && heard.open.size === 0", seconds)
 
     def errors(self) -> list[str]:
@@ -150,9 +153,13 @@ class LabPage:
         """Errors that a group of widgets shows to the reader."""
         return group.locator(MESSAGES).all_inner_texts()
 
-    def shut_down(self) -> None:
-        """End the kernel, without waiting: the next notebook needs its memory."""
-        self.page.evaluate("() => { window.heard?.panel.sessionContext.shutdown(); }")
+    def close(self) -> None:
+        """Leave; the kernel ends on its own, other notebooks need its memory."""
+        if not self.page.is_closed():
+            self.page.evaluate(
+                "() => { window.heard?.panel.sessionContext.shutdown(); }"
+            )
+            self.page.close()
 
     def _wait(self, condition: str, seconds: float = 60) -> None:
         self.page.wait_for_function(condition, timeout=1000 * seconds)
