@@ -73,6 +73,18 @@ class TestExplore:
         with pytest.raises(ValueError, match="positive"):
             widgets.explore(draw, k=ipywidgets.IntSlider(0, 0, 9))
 
+    def test_none_is_a_choice_like_others(self, shown):
+        def mark(against=None):
+            return plots.bar_ladder({str(against): 1})
+
+        explorer = widgets.explore(mark, against=["a", None])
+        assert explorer.controls["against"].label == "None"
+        explorer.controls["against"].index = 0
+        assert explorer.values() == {"against": "a"}
+        explorer.controls["against"].index = 1
+        assert explorer.values() == {"against": None}
+        assert [kind for kind, _ in shown].count("update") == 2
+
     def test_unknown_control(self, shown):
         with pytest.raises(ValueError, match="no control can be made for k=None"):
             widgets.explore(draw, k=None)

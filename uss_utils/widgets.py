@@ -100,6 +100,9 @@ def _widget(name: str, control: Any, start: Any) -> ipywidgets.ValueWidget:
             "(min, max, step), a list, True or False, a number, or a widget"
         )
     made.description = made.description or name.replace("_", " ")
+    # ipywidgets takes None for "nothing chosen", and would leave its line empty.
+    if isinstance(control, list) and start is None and None in control:
+        made.index = control.index(None)
     # Drawing takes a moment: redraw when a slider is let go, not at every pixel.
     if made.has_trait("continuous_update"):
         made.continuous_update = False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from uss_utils import publishing
 
-MOMENT = 1.0  # seconds that a browser may need to draw what it was sent
+MOMENT = 5.0  # seconds that a busy browser may need to draw what it was sent
 MESSAGES = ", ".join(
     f'[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("stderr", "error")
 )
