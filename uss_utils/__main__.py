@@ -47,9 +47,13 @@ def course(
     out: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     parameter: Parameters = None,
     timeout: Annotated[int, typer.Option(help="Seconds per notebook cell.")] = 1800,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Notebooks at a time; one per core with memory for it."),
+    ] = None,
 ) -> None:
     """Run the notebooks headlessly and gather records, leaderboard and one page."""
-    from uss_utils.course import OFFLINE_PRESETS, parse_parameters, run
+    from uss_utils.course import OFFLINE_PRESETS, jobs_here, parse_parameters, run
 
     if preset not in OFFLINE_PRESETS:
         _check_preset(preset)
@@ -59,6 +63,7 @@ def course(
         out=out,
         parameters=parse_parameters(parameter or []),
         timeout=timeout,
+        jobs=jobs_here() if jobs is None else jobs,
     )
     if any(not result.ok for result in results):
         raise typer.Exit(1)
