@@ -21,13 +21,14 @@ PIP := $(RUN) -m pip install --disable-pip-version-check \
 	$(shell [ -t 2 ] || echo --quiet) $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install course test lab notebooks clean
+.PHONY: help install course test lab notebooks book clean
 
 help:
 	@echo "make course     run all notebooks, write results and a page under runs/"
 	@echo "make test       style, spelling, unit, golden, notebook and widget tests"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run the notebooks and rewrite them with their outputs"
+	@echo "make book       all notebooks as a site to browse: runs/book/index.html"
 	@echo "make install    only make .venv (the commands above do it when needed)"
 	@echo "make clean      remove runs/ and caches (make clean VENV=1: .venv too)"
 
@@ -63,6 +64,9 @@ lab: install
 
 notebooks: install
 	@$(RUN) -m uss_utils notebooks
+
+book: install
+	@$(RUN) -m uss_utils book
 
 clean:
 	rm -rf runs data/cache .pytest_cache .ruff_cache build dist

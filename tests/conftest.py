@@ -14,3 +14,12 @@ def camvid_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no CamVid at {root}; set USS_CAMVID to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The course as a book, built once: some ten seconds."""
+    pytest.importorskip("furo", reason="the book needs Sphinx, MyST-NB and Furo")
+    from uss_utils.book import write_book
+
+    return write_book(tmp_path_factory.mktemp("site") / "book")

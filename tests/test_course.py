@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from nbformat.v4 import (
     new_output,
 )
 
-from uss_utils import course, memory, notebooks, pages, publishing
+from uss_utils import course, memory, notebooks, pages, published, publishing
 from uss_utils.datasets.processes import cores
 
 PARAMETERS = 'PRESET = "scenes"  # size\nSEED = 0  # seed\nSTEPS = None  # steps'
@@ -321,17 +322,39 @@ class TestMemory:
 class TestFormulas:
     def test_drawn_inline_and_displayed(self):
         text = pages.formulas("a $x^2$ b\n\n$$\n\\sum_i x_i\n$$\n")
-        assert text.count("<img") == 2
-        assert "a <img" in text
-        assert "<p><img" in text
+        assert text.count("<math") == text.count("</math>") == 2
+        assert "a <math" in text
+        assert "<p><math" in text
+        assert text.count('display="block"') == 1
 
     def test_code_keeps_its_dollars(self):
         source = "`$a$ and $b$`\n\n```bash\necho $HOME $PATH\n```\n"
         assert pages.formulas(source) == source
 
-    def test_prices_and_unknown_tex_stay_readable(self):
-        text = pages.formulas(r"$\begin{aligned} a < b \end{aligned}$")
-        assert text == r"<code>\begin{aligned} a &lt; b \end{aligned}</code>"
+    def test_unknown_tex_stays_readable(self):
+        for tex in (r"\unheard a < b", "x_1_2"):
+            escaped = html.escape(tex)
+            assert pages.mathml(tex) == f"<code>{escaped}</code>"
+
+    @pytest.mark.parametrize(
+        "tex", [r"\Big\lVert x \Big\rVert", r"\left\lvert x \right\rvert"]
+    )
+    def test_bars_of_any_size(self, tex):
+        assert pages.mathml(tex).startswith("<math")
+
+    def test_names_of_functions(self):
+        drawn = pages.mathml(r"\arg\max_k f_k", block=True)
+        assert ">arg<" in drawn and ">max<" in drawn
+
+    def test_every_formula_of_the_notebooks_is_known(self):
+        for path in course.find():
+            text = "\n\n".join(
+                cell.source
+                for cell in nbformat.read(path, as_version=4).cells
+                if cell.cell_type == "markdown"
+            )
+            code = re.findall(r"<code>.*?</code>", pages.formulas(text))
+            assert code == re.findall(r"<code>.*?</code>", text), path.name
 
 
 def test_solutions_stay_collapsed_on_the_page(tmp_path):
@@ -459,6 +482,34 @@ def test_refresh_rewrites_the_good_and_leaves_the_bad(tmp_path, monkeypatch, cap
     assert "01_leak.ipynb NOT rewritten" in capsys.readouterr().out
 
 
+@pytest.mark.notebook
+def test_refresh_of_all_notebooks_rewrites_the_readme(tmp_path, monkeypatch):
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(course, "repo_root", lambda: tmp_path)
+    monkeypatch.setattr(course, "weights_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(notebooks, "notebooks_dir", lambda: tmp_path / "notebooks")
+    (tmp_path / "notebooks").mkdir()
+    photograph = "display({'image/jpeg': 'SGk='}, raw=True)"
+    write(tmp_path / "notebooks" / "00_a.ipynb", photograph, RECORD)
+    stale = tmp_path / "runs" / "scenes" / "records"
+    stale.mkdir(parents=True)
+    (stale / "old.json").write_text("{}")
+    readme, marks = tmp_path / "README.md", publishing
+    table = "| n | minutes |\n|---|---|\n| [A](notebooks/00_a.ipynb) | – |"
+    readme.write_text(
+        "\n".join([*marks.COURSE, *marks.SCORES, *marks.PUBLISHED]).replace(
+            marks.COURSE[0], f"{marks.COURSE[0]}\n{table}"
+        )
+    )
+    (result,) = course.refresh()
+    assert result.ok, result.error
+    text = readme.read_text()
+    assert "| [A](notebooks/00_a.ipynb) | 0." in text and "GB of memory" in text
+    assert "no records yet" in text, "an older run's records were left there"
+    assert published.table() in text
+    assert (tmp_path / "data" / "result.jpg").read_bytes() == b"Hi"
+
+
 class TestReadme:
     def test_scores_are_replaced_between_the_marks_only(self, tmp_path):
         readme = tmp_path / "README.md"
@@ -474,6 +525,38 @@ class TestReadme:
         with pytest.raises(ValueError, match="README.md lacks the lines"):
             publishing.publish_scores(readme, "| new |")
         assert readme.read_text() == "# Title\n"
+
+    def course_table(self, folder, *rows):
+        readme = folder / "README.md"
+        begin, end = publishing.COURSE
+        table = ["| notebook | minutes | needs |", "|---|---|---|", *rows]
+        readme.write_text("\n".join(["# Title", begin, *table, "old", end, "after"]))
+        return readme
+
+    def test_minutes_come_from_a_run(self, tmp_path):
+        rows = (
+            "| [00 A](notebooks/00_a.ipynb) | – | |",
+            "| [01 B](notebooks/01_b.ipynb) | 99 | 00 |",
+        )
+        readme = self.course_table(tmp_path, *rows)
+        measured = {"00_a": (12.0, 900.0), "01_b": (700.0, 1850.0)}
+        for _ in range(2):
+            publishing.publish_minutes(readme, measured, "a machine")
+            lines = readme.read_text().splitlines()
+            assert lines[4] == "| [00 A](notebooks/00_a.ipynb) | 0.2 |  |"
+            assert lines[5] == "| [01 B](notebooks/01_b.ipynb) | 12 | 00 |"
+            assert "on a machine: 12 in all, at most 1.9 GB" in lines[7]
+            assert lines[-2:] == [publishing.COURSE[1], "after"]
+
+    def test_a_table_that_lists_other_notebooks(self, tmp_path):
+        readme = self.course_table(tmp_path, "| [00 A](notebooks/00_a.ipynb) | 1 | |")
+        before = readme.read_text()
+        for names in ([], ["00_a", "01_b"], ["01_b"]):
+            with pytest.raises(ValueError, match="notebooks differ: .*0"):
+                publishing.publish_minutes(readme, dict.fromkeys(names, (1, 1)), "m")
+        readme.write_text(before.replace("minutes |", "time |"))
+        with pytest.raises(ValueError, match="no column 'minutes'"):
+            publishing.publish_minutes(readme, {"00_a": (1, 1)}, "m")
 
     def test_picture_is_the_first_photograph(self, tmp_path):
         source = write(tmp_path / "00_a.ipynb", "draw()")

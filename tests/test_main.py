@@ -136,6 +136,45 @@ def test_commands_leave_waiting_threads_no_core(monkeypatch):
     assert os.environ["GOMP_SPINCOUNT"] == "5", "a user's own choice"
 
 
+def test_what_a_command_does_not_know_ends_in_its_usage(run):
+    """One line of an error, the way to the help, and an exit status of its own."""
+    cases = {
+        ("trains",): "No such command 'trains'. Did you mean 'train'",
+        ("train",): "Missing argument 'method'",
+        ("train", "stego", "--sead", 3): "No such option: --sead",
+        ("ladder", "--seeds", 0): "Invalid value for '--seeds'",
+        ("pretrain",): "Missing option '--out'",
+    }
+    for words, message in cases.items():
+        status, output = run(*words)
+        assert status == 2, words
+        *_, last = output.strip().splitlines()
+        assert last.startswith(f"Error: {message}"), output
+        assert "--help' for help" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (("train", "stegoo"), "kmeans, stego, hp"),
+        (("train", "stego", "--preset", "nope"), "smoke, scenes"),
+        (("train", "stego", "-s", "shifft=1"), "did you mean 'shift"),
+        (("train", "stego", "--device", "cudo"), "'auto', 'cpu', 'cuda'"),
+        (("course", "99"), "00_start_here, 01_datasets"),
+        (("notebooks", "99"), "00_start_here, 01_datasets"),
+        (("data", "check", "nope"), "scenes, scenes-aerial, camvid"),
+        (("data", "download", "nope"), "scenes, scenes-aerial, camvid"),
+        (("data", "prepare", "nope"), "scenes, scenes-aerial, camvid"),
+        (("data", "prepare", "scenes", "--split", "nope"), "train, val, pretrain"),
+        (("pretrain", "--out", "a", "--dataset", "nope"), "scenes, scenes-aerial"),
+    ],
+)
+def test_unknown_names_list_the_known_in_one_line(run, words, known):
+    status, output = run(*words)
+    assert str(status).startswith("error: ") and known in status
+    assert "\n" not in status and output == ""
+
+
 # ------------------------------------------------------------- train and evaluate
 
 
@@ -143,7 +182,7 @@ def test_train_and_evaluate(run, tmp_path):
     out = tmp_path / "out"
     small = ("-s", "n_train=6", "-s", "n_val=4", "--steps", "20", "--out", out)
     status, output = run("train", "kmeans", "--preset", "smoke", *small)
-    assert status == 0 and "| kmeans" in output and "Protocol:" in output
+    assert status == 0 and "| k-means |" in output and "Protocol:" in output
     (record,) = read_records(out / "records")
     assert record["images"] == 4 and record["overrides"]["n_train"] == 6
     model = out / "models" / "kmeans-seed0.safetensors"

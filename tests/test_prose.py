@@ -1,4 +1,4 @@
-"""Links, paths and commands that the documentation names exist."""
+"""Files and make targets that the documentation names exist; spelling."""
 
 import re
 import subprocess
@@ -17,7 +17,6 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)")
 TARGET = re.compile(r"\bmake ([a-z]+)\b")
 
 
@@ -31,27 +30,6 @@ def text_of(path: Path) -> str:
 def code_of(text: str) -> str:
     """What stands in code fences and code spans."""
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
-
-
-def local_links(text: str) -> list[str]:
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    found = LINK.findall(prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
-    return [link for link in found if not re.match(r"[a-z]+:", link)]
-
-
-@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda p: p.name)
-def test_local_links_lead_somewhere(path):
-    text = text_of(path)
-    anchors = {
-        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for link in local_links(text):
-        file, _, anchor = link.partition("#")
-        if file:
-            assert (path.parent / file).exists(), link
-        else:
-            assert anchor in anchors, link
 
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda p: p.name)
@@ -68,22 +46,6 @@ def test_named_source_files_exist(path):
     )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert missing == []
-
-
-def test_every_command_of_the_readme_is_known():
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("there is no README.md yet")
-    named = set(re.findall(r"python -m uss_utils ([a-z]+)", readme.read_text()))
-    help_text = subprocess.run(
-        [sys.executable, "-m", "uss_utils", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    ).stdout
-    unknown = {name for name in named if not re.search(rf"\b{name}\b", help_text)}
-    assert unknown == set()
 
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=lambda p: p.name)

@@ -10,6 +10,7 @@ import torch
 
 from tests.folders import read_only_folder
 from tests.models import Stripes, grey_model
+from uss_utils.boards import board
 from uss_utils.evaluation import EvalProtocol, evaluate
 from uss_utils.records import (
     file_name,
@@ -223,33 +224,9 @@ def test_different_runs_are_different_rows(base):
     assert len(summarise([base, *others])) == 9
 
 
-def test_leaderboard_shows_means_and_the_protocol(base):
+def test_leaderboard_is_the_board_of_the_rows(base):
     records = [changed(base, seed, miou) for seed, miou in enumerate((20, 30, 40))]
-    records += [changed(base, 0, name="worse", backbone="row")]
-    board = leaderboard(records)
-    assert "dataset: stripes · split: val · preset: test" in board
-    assert "| grey | colour | 100.0 ± 0.0 / 30.0 ± 10.0 |" in board
-    assert "| grey: worse | row | 100.0 / 100.0 |" in board
-    assert base["protocol"]["line"] in board
-    assert "CRF, map" not in board
-
-
-def test_leaderboard_tells_protocols_and_settings_apart(base):
-    habit = base["protocol"] | {"line": "another protocol"}
-    board = leaderboard(
-        [base, changed(base, protocol=habit), changed(base, overrides={"steps": 3})]
-    )
-    assert "| method | overrides | protocol |" in board
-    assert "| grey | – | P1 |" in board
-    assert "| grey | – | P2 |" in board
-    assert "| grey | steps=3 | P1 |" in board
-    assert "- P2: another protocol" in board
-
-
-def test_leaderboard_without_scores(base):
+    found = leaderboard(records)
+    assert found == board(summarise(records))
+    assert "| grey | 100.0 ± 0.0 | 30.0 ± 10.0 |" in found
     assert leaderboard([]) == "no records yet"
-    unlabelled = evaluate(grey_model(), Stripes(labels=False), seed=0)
-    board = leaderboard([unlabelled])
-    assert "/" not in board.split("seeds")[0]
-    both = leaderboard([changed(base, split="other"), unlabelled])
-    assert "– / –" in both

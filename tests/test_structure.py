@@ -16,8 +16,8 @@ MODULES = {
 # What draws, listens or teaches; notebooks bring it in, programs never do.
 FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
 FIGURES |= {"groups_shown", "hierarchy_shown", "masks_shown", "objects_shown"}
-FIGURES |= {"proxies", "regions_shown", "segments_shown"}
-NOTEBOOKS_ONLY = FIGURES | {"teaching", "widgets"}
+FIGURES |= {"comparison_shown", "proxies", "regions_shown", "segments_shown"}
+NOTEBOOKS_ONLY = FIGURES | {"naming_widget", "teaching", "widgets"}
 
 
 def imported(path: Path) -> set[str]:
@@ -42,7 +42,7 @@ def test_the_reader_of_imports_finds_them():
 
 def test_shared_rooms_know_no_method():
     for name in MODULES:
-        if not name.startswith(("methods.", "__main__")):
+        if not name.startswith(("methods.", "__main__", "segment_commands")):
             assert not {n for n in imported(MODULES[name]) if "methods" in n}, name
 
 

@@ -1,3 +1,4 @@
+import math
 import re
 
 import nbformat
@@ -291,6 +292,12 @@ def gaps(code, weight, centroids, size, *, soft=True):
     return first.abs().max(), same.float().mean(), third.abs().max()
 
 
+def rand(a, b):
+    pairs = ((x[:, None] == x).double() for x in (a, b))
+    same = torch.eq(*pairs).double()
+    return (same.sum() - len(a)) / (len(a) * (len(a) - 1))
+
+
 # One right answer and one tempting wrong one per exercise of the course.
 ANSWERS = {
     "count_patches": (lambda h, w, p: h // p * (w // p), lambda h, w, p: h * w // p),
@@ -337,6 +344,11 @@ ANSWERS = {
         lambda f, share: f.quantile(share),
     ),
     "three_gaps": (gaps, lambda *args: gaps(*args, soft=False)),
+    "usage_entropy": (
+        lambda p: torch.special.entr(p).sum() / math.log(len(p)),
+        lambda p: torch.special.entr(p).sum(),
+    ),
+    "rand_index": (rand, lambda a, b: (a == b).float().mean()),
 }
 
 

@@ -21,6 +21,10 @@ Data
       inventory       what of a set is there, what is missing, the next step
       download        fetching public sets; coco_download, voc_download: these two
     pictures        any picture of a user as RGB, and the size to work at
+    photo_folder *  a folder of photographs segmented, file by file
+      photo_files     which of its files can be used, and why the others cannot
+      photo_training  a method trained on it
+      painting        label maps as files to look at; contact_sheet: one page of all
     batches         shuffled batches for training, ordered ones for the rest
     sampling        random patches and pixels of features and labels
     shortcuts *     how far one clue gets: row, square, colour
@@ -82,9 +86,13 @@ Evaluation
     metrics *       confusion, matching, IoU
     crf             dense CRF, over the processes of _crf_worker
     similarity *    how well features keep classes apart, nothing fitted
-    records *       results on disk, tables made from them
+    monitors *      what can be watched where there are no labels
+    records *       results on disk; boards: tables made from them
+    comparison *    all methods in one table, from records; study: which are missing
+    published       what the papers report, number by number with its source
     segmenter *     a trained model as one object
     model_file      that object on disk
+    naming *        names for its clusters, given by a person, in a file
     checkpoint_import  one from a file that a method's authors released
 
 Training
@@ -103,6 +111,9 @@ Training
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate
     data_commands   the command line's part for data sets
+    pretrain_commands  its part for pretraining
+    command_options its shared options, the examples in its help
+    segment_commands  its part for photographs of one's own
     preparation     crops and neighbour lists of a set, made before training
 
 Teaching and course
@@ -111,11 +122,16 @@ Teaching and course
                     masks_shown: of masks that grow and vote, objects_shown and
                     segments_shown: of objects cut out, told apart, found again
                     regions_shown: of regions, groups_shown: of what groups them,
-                    hierarchy_shown: of levels that nest
+                    hierarchy_shown: of levels that nest,
+                    comparison_shown: of methods side by side
     widgets *       controls around a drawing function
+      naming_widget   those for naming clusters by clicking
     teaching *      show_source, record, check; exercises: what check knows
+    photo_examples  a folder of pictures of all kinds, some broken, to try things on
     course          runs the notebooks; notebooks: which, with which parameters
     pages           the page of a run; publishing: what of it is committed
+    book            notebooks and documents as one site; book_style: its looks
+      book_commands   the command line's part
     memory          peak memory of a notebook's processes
     environment *   device, seeds, versions; installation *: is all installed?
     paths           the only builder of paths, and how files are replaced

@@ -10,16 +10,31 @@ from typing import Annotated
 
 import typer
 
-from uss_utils.data_commands import DataRoot
+from uss_utils.book_commands import book
+from uss_utils.command_options import (
+    Crf,
+    DataRoot,
+    Device,
+    Records,
+    Settings,
+    Steps,
+    Weights,
+    ending,
+)
 from uss_utils.data_commands import app as data_app
+from uss_utils.pretrain_commands import pretrain
+from uss_utils.segment_commands import segment
 
 app = typer.Typer(
-    help="Unsupervised semantic segmentation: the course's command line.",
+    help="Unsupervised semantic segmentation: the course's command line.\n\n"
+    "Begin with environment, then course. Train a method with train, score it with "
+    "evaluate, use it on photographs with segment. Every command has a --help.",
+    epilog="Results go below runs/ ($USS_RUNS), data sets below data/ ($USS_DATA).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain lines: examples can be copied
     add_completion=False,
 )
-app.add_typer(data_app, name="data")
 
 Parameters = Annotated[
     list[str] | None,
@@ -27,9 +42,13 @@ Parameters = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=ending("environment"))
 def environment() -> None:
-    """Say what is installed and what is missing: packages, weights, CRF, GPU."""
+    """Say what is installed and what is missing.
+
+    Packages, weights, CRF, GPU. Every line of a missing part ends with the command that
+    installs it. Writes nothing; exit status 1 where something needed is missing.
+    """
     from uss_utils.installation import check_environment
 
     lines = check_environment()
@@ -38,7 +57,7 @@ def environment() -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=ending("course"))
 def course(
     notebooks: Annotated[
         list[str] | None, typer.Argument(help="Names; all when none is given.")
@@ -52,7 +71,14 @@ def course(
         typer.Option(help="Notebooks at a time; one per core with memory for it."),
     ] = None,
 ) -> None:
-    """Run the notebooks headlessly and gather records, leaderboard and one page."""
+    """Run the notebooks headlessly; records, scores, one page.
+
+    A failing notebook stops no other; exit status 1 where one failed. Writes into
+    runs/PRESET: notebooks/ (executed), records/ (one JSON file per score), results.json
+    (minutes, memory), leaderboard.md and index.html, which needs no other file.
+    Several run at a time, each with one thread: numbers do not depend on the cores. The
+    preset smoke takes seconds per notebook, scenes minutes; others need a data set.
+    """
     from uss_utils.course import OFFLINE_PRESETS, jobs_here, parse_parameters, run
 
     if preset not in OFFLINE_PRESETS:
@@ -80,13 +106,17 @@ def _check_preset(name: str) -> None:
         raise ValueError(unknown("preset", name, known))
 
 
-@app.command()
+@app.command(epilog=ending("notebooks"))
 def notebooks(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names; all when none is given.")
     ] = None,
 ) -> None:
-    """Re-run the notebooks and rewrite them with the outputs of one clean run."""
+    """Re-run the notebooks and rewrite them with their outputs.
+
+    For those who change the course. Rewrites notebooks/; without names also the
+    README's minutes, scores and picture. Refuses absolute paths and large files.
+    """
     from uss_utils.course import refresh
 
     results = refresh(names or None)
@@ -94,18 +124,20 @@ def notebooks(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=ending("ladder"))
 def ladder(
     preset: Annotated[str, typer.Option(help="Preset of the baselines.")] = "scenes",
     data_root: DataRoot = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 3,
-    weights: Annotated[
-        Path | None, typer.Option(help="Your own tiny ViT instead of the shipped one.")
-    ] = None,
-    crf: Annotated[bool, typer.Option(help="Add rows with the dense CRF.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where records go.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 3,
+    weights: Weights = None,
+    crf: Crf = False,
+    out: Records = None,
 ) -> None:
-    """Row index, colour, untrained and trained features: k-means and linear probe."""
+    """Score the baselines that a method has to beat.
+
+    K-means and linear probe of row index, colour, untrained and trained features.
+    Prints a table and writes one record per rung and seed into runs/PRESET/records.
+    """
     from uss_utils.evaluation import write_record
     from uss_utils.methods import kmeans
     from uss_utils.paths import runs_dir
@@ -119,27 +151,30 @@ def ladder(
     typer.echo(f"records: {folder}")
 
 
-@app.command()
+@app.command(epilog=ending("train"))
 def train(
-    method: Annotated[str, typer.Argument(help="kmeans, stego, hp ...")],
+    method: Annotated[
+        str,
+        typer.Argument(help="kmeans, stego, hp, ppap, primaps, maskcontrast or hsg."),
+    ],
     preset: Annotated[str, typer.Option(help="Preset of the method.")] = "scenes",
     data_root: DataRoot = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Your own tiny ViT instead of the shipped one.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="FIELD=VALUE of the preset; repeatable."),
-    ] = None,
-    crf: Annotated[bool, typer.Option(help="Score with the dense CRF too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 1,
+    steps: Steps = None,
+    weights: Weights = None,
+    setting: Settings = None,
+    crf: Crf = False,
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints, models and records.")
     ] = None,
 ) -> None:
-    """Train a method, save its models and score them; a killed run continues."""
+    """Train a method, save its models and score them.
+
+    A killed run continues. Writes into runs/PRESET: checkpoints/, models/METHOD-
+    seedN.safetensors and records/, and prints the scores. An unknown method, preset or
+    setting lists the known ones; what a preset holds stands in uss_utils/methods.
+    """
     from uss_utils import methods, runs
     from uss_utils.evaluation import leaderboard
     from uss_utils.notebooks import parse_parameters
@@ -159,7 +194,7 @@ def train(
     typer.echo(leaderboard(records))
 
 
-@app.command()
+@app.command(epilog=ending("evaluate"))
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model that `train` saved.")],
     data_root: DataRoot = None,
@@ -172,7 +207,7 @@ def evaluate(
     flip: Annotated[
         bool | None, typer.Option(help="Average with the mirror image, or not.")
     ] = None,
-    crf: Annotated[bool, typer.Option(help="Score with the dense CRF too.")] = False,
+    crf: Crf = False,
     limit_crf: Annotated[
         int | None, typer.Option(help="On at most so many images.")
     ] = None,
@@ -180,10 +215,14 @@ def evaluate(
         int,
         typer.Option(help="Epochs of a linear classifier, MaskContrast's (60 on VOC)."),
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Where the record goes.")] = None,
+    device: Device = "auto",
+    out: Records = None,
 ) -> None:
-    """Score a saved model once more, under other switches if you like."""
+    """Score a saved model once more, under other switches.
+
+    On the data set that it was trained for. Prints the scores and writes a record into
+    runs/PRESET/records.
+    """
     from dataclasses import replace
 
     from uss_utils import methods, runs
@@ -211,7 +250,12 @@ def evaluate(
         typer.echo("linear classifier: mIoU {miou:.1f}".format(**record["classifier"]))
 
 
-@app.command()
+app.command(epilog=ending("segment"), short_help="Segment your own photographs.")(
+    segment
+)
+
+
+@app.command(epilog=ending("hierarchy"))
 def hierarchy(
     model: Annotated[Path, typer.Argument(help="A model of hsg that `train` saved.")],
     images: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
@@ -219,9 +263,13 @@ def hierarchy(
     max_side: Annotated[
         int, typer.Option(help="Longer sides are shrunk to this for the network.")
     ] = 512,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Cut pictures into regions at several levels: nested maps and their tree."""
+    """Cut pictures into nested regions, at several levels.
+
+    Writes a folder per picture into OUT: a map per level, the tree as JSON, and
+    overview.png. A picture that cannot be read is named and left out.
+    """
     from uss_utils import methods, runs
     from uss_utils.segmenter import Segmenter
 
@@ -231,75 +279,9 @@ def hierarchy(
     typer.echo(f"{len(found)} pictures cut into nested regions: {out}")
 
 
-@app.command()
-def pretrain(
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="Data sets whose images are used (labels are not)."),
-    ] = None,
-    data_root: DataRoot = None,
-    images: Annotated[int | None, typer.Option(help="Images per data set.")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="HxW that photographs are resized to.")
-    ] = None,
-    vicreg_steps: Annotated[int | None, typer.Option(help="Steps of stage 1.")] = None,
-    distil_steps: Annotated[int | None, typer.Option(help="Steps of stage 2.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="bf16, or no: faster where a CPU emulates bf16.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and views.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    half: Annotated[bool, typer.Option(help="Store float16 (or float32).")] = True,
-    work: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints; the run resumes there.")
-    ] = None,
-) -> None:
-    """Pretrain the tiny ViT by self-supervision; without options, the shipped one."""
-    from uss_utils import pretraining
-    from uss_utils.environment import pick_device
-    from uss_utils.paths import runs_dir
-    from uss_utils.weights_card import save_weights
-
-    chosen = {
-        "datasets": tuple(dataset) if dataset else None,
-        "images": images,
-        "image_size": _size(image_size) if image_size else None,
-        "vicreg_steps": vicreg_steps,
-        "distil_steps": distil_steps,
-        "batch_size": batch_size,
-        "precision": precision,
-        "seed": seed,
-    }
-    cfg = pretraining.Config(**{k: v for k, v in chosen.items() if v is not None})
-    target = pick_device(device)
-    data = pretraining.unlabelled(cfg, root=data_root)
-    vit, histories = pretraining.pretrain(
-        cfg, data, folder=work or runs_dir() / "pretrain" / out.stem, device=target
-    )
-    card = save_weights(
-        out,
-        vit,
-        cfg,
-        histories,
-        command=f"python -m uss_utils {_public_arguments()}",
-        half=half,
-    )
-    typer.echo(f"weights: {out}\ncard: {card}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"an image size is given as HxW, such as 240x320; got {text}")
-    return int(height), int(width)
-
-
-def _public_arguments() -> str:
-    """This command's arguments; where somebody's folders lie stays private."""
-    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
-    return " ".join(list(words)[1:])
+app.command(epilog=ending("book"), short_help="Make a site of all notebooks.")(book)
+app.command(epilog=ending("pretrain"))(pretrain)
+app.add_typer(data_app, name="data")
 
 
 def share_cores() -> None:

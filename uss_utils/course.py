@@ -25,7 +25,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from uss_utils import pages, publishing
+from uss_utils import pages, published, publishing
 from uss_utils.datasets.processes import cores
 from uss_utils.memory import PeakMemory
 from uss_utils.notebooks import (
@@ -36,6 +36,7 @@ from uss_utils.notebooks import (
     read_record,
 )
 from uss_utils.paths import atomic_file, repo_root, runs_dir, weights_dir
+from uss_utils.weights_card import machine
 
 __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
 
@@ -309,7 +310,7 @@ def refresh(notebooks: Sequence[str | Path] | None = None) -> list[Result]:
 
     A notebook that fails, or whose outputs must not be published (an absolute path, too
     large), is left as it was. When all notebooks were asked for and none failed, the
-    README's scores and picture are made anew as well.
+    README's scores, minutes and picture are made anew as well.
 
     Returns:
         One result per notebook, as :func:`run`.
@@ -330,7 +331,12 @@ def refresh(notebooks: Sequence[str | Path] | None = None) -> list[Result]:
         else:
             print(f"{path.name} rewritten, {size / 1000:.0f} kB")
     if notebooks is None and all(result.ok for result in results):
+        readme = repo_root() / "README.md"
         board = (folder / "leaderboard.md").read_text(encoding="utf-8")
-        publishing.publish_scores(repo_root() / "README.md", board)
+        publishing.publish_scores(readme, board)
+        publishing.publish_minutes(
+            readme, {r.notebook: (r.seconds, r.peak_mb) for r in results}, machine()
+        )
+        publishing.replace_between(readme, publishing.PUBLISHED, published.table())
         publishing.publish_picture(paths[0], weights_dir() / "result.jpg")
     return results

@@ -5,16 +5,24 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look after data sets.", no_args_is_help=True)
+from uss_utils.command_options import DataRoot, Device, ending
 
-DataRoot = Annotated[
-    Path | None, typer.Option("--data-root", "--root", help="Folder of the data set.")
-]
+app = typer.Typer(
+    help="Look after data sets: what is there, fetch it, prepare it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(help="A name that `data list` prints.")]
 
 
-@app.command()
-def check(name: str, data_root: DataRoot = None) -> None:
-    """List what of a data set is there, what is missing, and how to get it."""
+@app.command(epilog=ending("data check"))
+def check(name: Name, data_root: DataRoot = None) -> None:
+    """Say what of a data set is there and what is missing.
+
+    And how to get it. Reads a sample of the files and writes nothing; exit status 1
+    where the set is not complete.
+    """
     from uss_utils import datasets
 
     report = datasets.check(name, data_root)
@@ -23,16 +31,20 @@ def check(name: str, data_root: DataRoot = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=ending("data download"))
 def download(
-    name: str,
+    name: Name,
     data_root: DataRoot = None,
     split: Annotated[
         str | None,
         typer.Option(help="Only this split (coco, cocostuff27, voc)."),
     ] = None,
 ) -> None:
-    """Fetch a data set that needs no login; a broken download is continued."""
+    """Fetch a data set that needs no login.
+
+    Size and licence are told first. Writes into $USS_DATA/NAME (data/NAME), or where
+    --data-root says. A broken download is continued by the same command.
+    """
     from uss_utils import datasets
     from uss_utils.datasets.coco_download import download_coco, download_cocostuff
     from uss_utils.datasets.download import download_camvid
@@ -60,18 +72,21 @@ def download(
     )
 
 
-@app.command("list")
+@app.command("list", epilog=ending("data list"))
 def list_sets() -> None:
-    """Name the data sets the package reads."""
+    """Name the data sets the package reads.
+
+    Sources, sizes, licences and layouts stand in data/README.md.
+    """
     from uss_utils.datasets import DATASETS
 
     for name, info in DATASETS.items():
         typer.echo(f"{name:16} {info.description}")
 
 
-@app.command()
+@app.command(epilog=ending("data prepare"))
 def prepare(
-    name: str,
+    name: Name,
     data_root: DataRoot = None,
     split: Annotated[str, typer.Option(help="Split that is prepared.")] = "train",
     crops: Annotated[
@@ -101,9 +116,14 @@ def prepare(
     processes: Annotated[
         int | None, typer.Option(help="For files; one per core if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Make what training reads beside the images; a killed run is continued."""
+    """Make what training reads beside the images.
+
+    A killed run is continued. Five crops per image go into ROOT/cropped, lists of
+    similar images into $USS_DATA/cache/neighbours. Also cuts Potsdam's tiles, and makes
+    VOC's trainaug.
+    """
     from uss_utils import preparation
 
     done = preparation.prepare(

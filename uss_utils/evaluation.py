@@ -16,6 +16,8 @@ fit_split,           ``fit_images``; absent when there is no such map
 fit_images
 backbone             name; ``backbone_fingerprint`` of its weights; ``untrained``
 classes              class names; ``clusters`` is the number of clusters
+parameters           numbers in backbone, head, cluster_probe and linear_probe; absent
+                     in older records
 protocol             all switches, ``line`` (printed under tables) and ``short``
 cluster              ``{"train": S, "eval": S}``: the map fitted on the training
                      split, and on the evaluated split itself (the field's habit)
@@ -31,7 +33,8 @@ segments             scores of whole objects, see :mod:`uss_utils.segment_evalua
                      absent unless the caller adds them
 usage                share of the pixels per cluster; ``usage_entropy`` in [0, 1];
                      both need no labels
-run                  seconds, peak_memory_mb, versions, machine, device, notes
+run                  seconds, peak_memory_mb, versions, machine, device, notes; and
+                     training_seconds where the training noted them
 ==================== ==========================================================
 
 S is ``{"acc", "miou", "miou_classes", "iou", "map"}`` in percent: ``iou`` per class
@@ -55,7 +58,7 @@ from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.metrics import Matching
 from uss_utils.protocol import EvalProtocol
 from uss_utils.records import leaderboard, read_records, summarise, write_record
-from uss_utils.scoring import Map, describe, run_facts, scored, scores
+from uss_utils.scoring import Map, describe, run_facts, scored, scores, training_facts
 
 if TYPE_CHECKING:
     from uss_utils.segmenter import Segmenter
@@ -174,7 +177,7 @@ def evaluate_together(
         describe(segmenter, eval_set, protocol, found)
         | scored(protocol, tally, found, eval_set)
         | tally.all.monitors()
-        | {"run": run}
+        | {"run": run | training_facts(segmenter)}
         for segmenter, found, tally in zip(segmenters, maps, counted, strict=True)
     ]
 

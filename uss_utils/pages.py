@@ -1,8 +1,6 @@
 """What a run of the course leaves to look at: leaderboard and one HTML page."""
 
-import base64
 import html
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -10,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from matplotlib.font_manager import FontProperties
-from matplotlib.mathtext import math_to_image
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 from uss_utils.paths import atomic_file
 from uss_utils.records import leaderboard, read_records, summarise
 
-CSS = """
+# In order of beauty; browsers bring the last where no other is installed.
+MATH_CSS = """
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math",
+       "Noto Sans Math", "DejaVu Math TeX Gyre", math; }
+"""
+CSS = (
+    MATH_CSS
+    + """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222;
        background: #fff; font: 16px/1.5 system-ui, sans-serif; }
 h1, h2, h3 { line-height: 1.2; }
@@ -35,11 +39,21 @@ section { border-top: 2px solid #ddd; margin-top: 2rem; padding-top: 1rem; }
 .highlight > pre { padding: .5rem .7rem; }
 .failed { color: #c44e52; font-weight: bold; }
 """
+)
 # Code fences and code spans may hold dollars: they are matched first and kept.
 _MATH = re.compile(
     r"(?P<code>```.*?```|`[^`\n]+`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$",
     re.DOTALL,
 )
+# Commands that the converter passes through, some of them only after \\Big.
+_PASSED = {
+    "arg": "arg",
+    "|": "‖",
+    "lVert": "‖",
+    "rVert": "‖",
+    "lvert": "|",
+    "rvert": "|",
+}
 
 
 def write_leaderboard(folder: Path) -> str:
@@ -143,31 +157,33 @@ def notebook_html(path: Path) -> str:
 
 
 def formulas(markdown: str) -> str:
-    """Markdown with its TeX formulas drawn, so that the page needs no MathJax.
-
-    A formula beyond matplotlib's TeX stays as it is written, set as code.
-    """
+    """Markdown with its TeX formulas as MathML, so that the page needs no script."""
     return _MATH.sub(_formula, markdown)
 
 
 def _formula(match: re.Match) -> str:
     if match["code"]:
         return match["code"]
-    tex = " ".join((match["block"] or match["inline"]).split())
-    buffer = io.BytesIO()
+    drawn = mathml(match["block"] or match["inline"], block=bool(match["block"]))
+    return f"\n\n<p>{drawn}</p>\n\n" if match["block"] else drawn
+
+
+def mathml(tex: str, block: bool = False) -> str:
+    """A TeX formula as MathML, which every browser draws itself.
+
+    What the converter does not know stays as it is written, set as code.
+
+    Args:
+        tex: the formula without dollars.
+        block: on a line of its own.
+    """
+    tex = " ".join(tex.split())
     try:
-        depth = math_to_image(
-            f"${tex}$", buffer, prop=FontProperties(size=12), dpi=72, format="svg"
-        )
-    except ValueError:
-        picture = f"<code>{html.escape(tex)}</code>"
-    else:
-        data = base64.b64encode(buffer.getvalue()).decode()
-        picture = (
-            f'<img alt="{html.escape(tex)}" style="vertical-align: {-depth:.1f}pt" '
-            f'src="data:image/svg+xml;base64,{data}">'
-        )
-    return f"\n\n<p>{picture}</p>\n\n" if match["block"] else picture
+        drawn = convert(tex, display="block" if block else "inline")
+    except Exception:  # its errors have nothing else in common
+        return f"<code>{html.escape(tex)}</code>"
+    drawn = re.sub(r"\\(\w+|\|)", lambda m: _PASSED.get(m[1], m[0]), drawn)
+    return f"<code>{html.escape(tex)}</code>" if "\\" in drawn else drawn
 
 
 def _highlighting() -> str:

@@ -1,9 +1,9 @@
-"""What of a run is committed: notebooks with its outputs, and the README's scores."""
+"""What of a run is committed: notebooks with outputs, the README's figures."""
 
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,12 @@ def clean(
         if twin is None or twin.source != cell.source or not twin.execution_count:
             raise ValueError(f"cell {i} was not executed as it stands; run it again")
         cell.execution_count = twin.execution_count
-        cell.outputs = _clean_outputs(twin.outputs)
+        cell.outputs = clean_outputs(twin.outputs)
     return result
 
 
-def _clean_outputs(outputs: list[Any]) -> list[Any]:
+def clean_outputs(outputs: list[Any]) -> list[Any]:
+    """Outputs without widget views, streams joined, progress bars as they ended."""
     kept: list[Any] = []
     for output in outputs:
         if WIDGET in output.get("data", {}):
@@ -148,10 +149,51 @@ SCORES = (
     "<!-- scores: written by `make notebooks`, do not edit -->",
     "<!-- /scores -->",
 )
+COURSE = (
+    "<!-- course: minutes written by `make notebooks`, do not edit them -->",
+    "<!-- /course -->",
+)
+PUBLISHED = (
+    "<!-- published: written by `make notebooks`, do not edit -->",
+    "<!-- /published -->",
+)
+
+
+def replace_between(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between two lines of a page.
+
+    Args:
+        page: a file that holds both marks once.
+        marks: first and last line; they stay.
+        text: markdown.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    head, _, tail = between(page, marks)
+    begin, end = marks
+    with atomic_file(page) as temporary:
+        temporary.write_text(
+            f"{head}{begin}\n{text.strip()}\n{end}{tail}", encoding="utf-8"
+        )
+
+
+def between(page: Path, marks: tuple[str, str]) -> tuple[str, str, str]:
+    """What stands before, between and after two lines of a page.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    begin, end = marks
+    head, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    inside, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{page.name} lacks the lines {begin} and {end}")
+    return head, inside, tail
 
 
 def publish_scores(readme: Path, board: str) -> None:
-    """Replace the README's table of scores by that of a run.
+    """Replace the README's tables of scores by those of a run.
 
     Args:
         readme: a file that holds the two marks :data:`SCORES` once.
@@ -160,14 +202,61 @@ def publish_scores(readme: Path, board: str) -> None:
     Raises:
         ValueError: the marks are missing.
     """
-    begin, end = SCORES
-    head, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{readme.name} lacks the lines {begin} and {end}")
-    with atomic_file(readme) as temporary:
-        text = f"{head}{begin}\n{board.strip()}\n{end}{tail}"
-        temporary.write_text(text, encoding="utf-8")
+    replace_between(readme, SCORES, board)
+
+
+def publish_minutes(
+    readme: Path, measured: Mapping[str, tuple[float, float]], machine: str
+) -> None:
+    """Write into the README's table of the course how long each notebook took.
+
+    The rest of the table is typed by hand and stays; below it comes a line with the sum
+    and the largest memory.
+
+    Args:
+        readme: a file that holds the two marks :data:`COURSE` once, with a table that
+            has a column "minutes" and in every row a link to a notebook between them.
+        measured: name of a notebook -> seconds and peak memory in MB.
+        machine: what it was measured on.
+
+    Raises:
+        ValueError: the marks or the column are missing, or the table does not list
+            exactly the notebooks measured.
+    """
+    _, inside, _ = between(readme, COURSE)
+    head, rule, *rows = [line for line in inside.splitlines() if line.startswith("|")]
+    names = _cells(head)
+    if "minutes" not in names:
+        raise ValueError(f"the course's table in {readme.name} has no column 'minutes'")
+    column, lines, listed = names.index("minutes"), [head, rule], []
+    for row in rows:
+        cells = _cells(row)
+        listed += (found := re.findall(r"notebooks/(\w+)\.ipynb", row)[:1])
+        if found and found[0] in measured:
+            cells[column] = minutes(measured[found[0]][0])
+        lines.append("| " + " | ".join(cells) + " |")
+    if sorted(listed) != sorted(measured):
+        apart = ", ".join(sorted(set(listed) ^ set(measured)))
+        raise ValueError(
+            f"the course's table in {readme.name} and the notebooks differ: {apart}"
+        )
+    seconds, peaks = zip(*measured.values(), strict=True)
+    lines += [
+        "",
+        f"Minutes of one run of the `scenes` preset on {machine}: "
+        f"{minutes(sum(seconds))} in all, at most {max(peaks) / 1000:.1f} GB of "
+        "memory.",
+    ]
+    replace_between(readme, COURSE, "\n".join(lines))
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip().strip("|").split("|")]
+
+
+def minutes(seconds: float) -> str:
+    """Minutes as text, for example "0.2", "3.4" or "27"."""
+    return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
 
 
 def publish_picture(notebook: Path, target: Path) -> None:

@@ -9,29 +9,28 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from uss_utils.boards import board
 from uss_utils.paths import atomic_file
 
 # What one row of a table shares; seeds are what it averages over.
 GROUP = ("method", "name", "preset", "overrides", "dataset", "split", "backbone")
-# Those of them that get a column unless all rows agree.
-FACTS = ("dataset", "split", "preset", "overrides", "backbone")
 LONGEST = 120  # characters of the changed settings in a file's name
-# Header of a column, and the scores it shows (accuracy / mIoU).
-COLUMNS = {
-    "cluster, map fitted on train": "cluster.train",
-    "cluster, map fitted on eval": "cluster.eval",
-    "linear probe (uses labels)": "linear",
-    "cluster + CRF, map on train": "crf.cluster.train",
-    "cluster + CRF, map on eval": "crf.cluster.eval",
-    "linear + CRF": "crf.linear",
-    "k-means of segments, map fitted on eval": "segments.kmeans",
-    "segment retrieval (uses labels)": "segments.retrieval.all",
-    "linear classifier (uses labels)": "segments.linear",
-}
+# Where a record holds accuracies and mIoUs.
+PATHS = (
+    "cluster.train",
+    "cluster.eval",
+    "linear",
+    "crf.cluster.train",
+    "crf.cluster.eval",
+    "crf.linear",
+    "segments.kmeans",
+    "segments.retrieval.all",
+    "segments.linear",
+)
 
 
 def jsonable(value: Any) -> Any:
@@ -132,7 +131,7 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
     record of images without labels has none.
     """
     found = {}
-    for path in COLUMNS.values():
+    for path in PATHS:
         node: Any = record
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
@@ -231,66 +230,5 @@ def _spread(group: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def leaderboard(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown table of :func:`summarise`, the protocols printed beneath.
-
-    Columns that no record has are left out, as are facts in which all rows agree: they
-    stand in the line above the table.
-    """
-    rows = summarise(records)
-    if not rows:
-        return "no records yet"
-    same = [key for key in FACTS if all(row[key] == rows[0][key] for row in rows)]
-    facts = [key for key in FACTS if key not in same]
-    protocols = list(dict.fromkeys(row["protocol"] for row in rows))
-    scored = {h: path for h, path in COLUMNS.items() if _has(rows, path)}
-    header = ["method", *facts, *(["protocol"] if len(protocols) > 1 else [])]
-    table = []
-    for row in rows:
-        cells = [_method(row), *(_fact(row, key) for key in facts)]
-        if len(protocols) > 1:
-            cells.append(f"P{protocols.index(row['protocol']) + 1}")
-        cells += [_pair(row, path) for path in scored.values()]
-        table.append([*cells, str(len(row["seeds"]))])
-    shared = [f"{key}: {_fact(rows[0], key)}" for key in same if rows[0][key]]
-    lines = [" · ".join(shared), ""] if shared else []
-    lines += markdown_table([*header, *scored, "seeds"], table)
-    lines += ["", "Accuracy / mIoU in percent, mean ± sd over seeds.", ""]
-    if len(protocols) == 1:
-        lines.append(f"Protocol: {protocols[0]}")
-    else:
-        lines += [f"- P{i}: {line}" for i, line in enumerate(protocols, 1)]
-    return "\n".join(lines)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a markdown table."""
-    cells = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
-def _has(rows: list[dict[str, Any]], path: str) -> bool:
-    return any(f"{path}.miou" in row for row in rows)
-
-
-def _method(row: dict[str, Any]) -> str:
-    # A variant's name may begin with the method's: "primaps on stego".
-    if row["name"].startswith(row["method"]):
-        return row["name"]
-    return f"{row['method']}: {row['name']}"
-
-
-def _fact(row: dict[str, Any], key: str) -> str:
-    if key != "overrides":
-        return str(row[key])
-    return ", ".join(f"{name}={value}" for name, value in row[key].items()) or "–"
-
-
-def _pair(row: dict[str, Any], path: str) -> str:
-    return " / ".join(_mean(row, f"{path}.{measure}") for measure in ("acc", "miou"))
-
-
-def _mean(row: dict[str, Any], name: str) -> str:
-    if name not in row:
-        return "–"
-    sd = row[name + ".sd"]
-    return f"{row[name]:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
+    """Markdown tables of :func:`summarise`, see :func:`uss_utils.boards.board`."""
+    return board(summarise(records))

@@ -4,16 +4,19 @@ Under one folder: ``checkpoints/`` (a killed training continues), ``models/`` (f
 segmenters) and ``records/`` (their scores).
 """
 
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.evaluation import (
     EvalProtocol,
@@ -21,6 +24,8 @@ from uss_utils.evaluation import (
     evaluate_together,
     write_record,
 )
+from uss_utils.history import History
+from uss_utils.learning import Trained
 from uss_utils.linear_classifier import (
     ClassifierRecipe,
     score_linear_classifier,
@@ -58,30 +63,139 @@ def train(
         ValueError: a checkpoint in ``folder`` belongs to other settings.
         FileNotFoundError: the data set is not there.
     """
-    method_name = method.__name__.rpartition(".")[2]
     val_set = cfg.open("val")
+    records = []
+    for done in trainings(method, cfg, seeds, folder, device=device, progress=True):
+        for path in done.paths:
+            print("model:", path)
+        records += score(method, done.cfg, done.models, folder, val_set, progress=True)
+    return records
+
+
+class Training(NamedTuple):
+    """One finished training.
+
+    Attributes:
+        cfg: the settings with their seed.
+        models: first the method's own, then those that come with it.
+        paths: where they were saved.
+    """
+
+    cfg: Recipe
+    models: list[Segmenter]
+    paths: list[Path]
+
+
+def trainings(
+    method: ModuleType,
+    cfg: Recipe,
+    seeds: Iterable[int],
+    folder: Path,
+    *,
+    device: str = "auto",
+    progress: bool = False,
+) -> Iterator[Training]:
+    """Train once per seed and save every model; nothing is scored.
+
+    Args:
+        method: see :func:`train`, as are the others.
+        cfg: the settings.
+        seeds: one training each.
+        folder: where checkpoints and models go.
+        device: where to compute.
+        progress: show bars.
+
+    Yields:
+        One training at a time.
+    """
     learned = hasattr(method, "prepare")
     if learned:
-        material = method.prepare(cfg, device=device, progress=True)
-    records = []
+        material = method.prepare(cfg, device=device, progress=progress)
+    name = method.__name__.rpartition(".")[2]
     for seed in seeds:
-        own, stem = replace(cfg, seed=seed), f"{method_name}-seed{seed}"
+        own = replace(cfg, seed=seed)
         if learned:
-            place = folder / "checkpoints" / f"{stem}.safetensors"
+            place = folder / "checkpoints" / f"{name}-seed{seed}.safetensors"
             trained = method.train(own, material, checkpoint=place)
-            models = {stem: trained.segmenter}
-            models |= {f"{stem}-{word}": m for word, m in trained.others.items()}
         else:
-            models = {stem: method.train(own, device=device, progress=True)}
-        for name, segmenter in models.items():
-            print("model:", segmenter.save(folder / "models" / name))
-        found = evaluate_together(
-            list(models.values()), val_set, limit_crf=cfg.limit_crf, progress=True
-        )
-        for record, segmenter in zip(found, models.values(), strict=True):
-            _write(record, method, own, segmenter, folder / "records")
-        records += found
-    return records
+            begun = time.perf_counter()
+            model = method.train(own, device=device, progress=progress)
+            trained = Trained(model, History(seconds=time.perf_counter() - begun))
+        models = [trained.segmenter, *trained.others.values()]
+        yield Training(own, models, keep([trained], folder))
+
+
+def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
+    """Where the model of a method and seed is kept.
+
+    Args:
+        folder: of the run.
+        method: the method's module.
+        seed: of the training.
+        word: tells apart the models that come with it.
+    """
+    ending = f"-{word}" if word else ""
+    return folder / "models" / f"{method}-seed{seed}{ending}.safetensors"
+
+
+def keep(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
+    """Save trained models where later runs look for them.
+
+    Args:
+        trained: models, with or without the history of their training, which tells how
+            long it took.
+        folder: of the run; existing models of the same methods and seeds are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: the folder is read-only or the disk is full.
+    """
+    paths = []
+    for each in trained:
+        models = [each]
+        if isinstance(each, Trained):
+            models = [each.segmenter, *each.others.values()]
+            for model in models:
+                model.meta["training_seconds"] = round(each.history.seconds, 2)
+        for model in models:
+            # What sets a variant apart: "running" of "primaps, running".
+            name = model.meta.get("name", model.method).removeprefix(model.method)
+            word = re.sub(r"\W+", "-", name).strip("-")
+            place = model_path(folder, model.method, model.meta["seed"], word)
+            paths.append(model.save(place))
+    return paths
+
+
+def score(
+    method: ModuleType,
+    cfg: Recipe,
+    models: Sequence[Segmenter],
+    folder: Path,
+    val_set: SegmentationDataset | None = None,
+    *,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Score the models of one training and write their records.
+
+    Args:
+        method: its module.
+        cfg: its settings.
+        models: they share a backbone.
+        folder: records go below it.
+        val_set: images to score; None opens those of the settings.
+        progress: show bars.
+    """
+    found = evaluate_together(
+        models,
+        cfg.open("val") if val_set is None else val_set,
+        limit_crf=cfg.limit_crf,
+        progress=progress,
+    )
+    for record, segmenter in zip(found, models, strict=True):
+        _write(record, method, cfg, segmenter, folder / "records", progress)
+    return found
 
 
 def _write(
@@ -90,6 +204,7 @@ def _write(
     cfg: Recipe,
     segmenter: Segmenter,
     folder: Path,
+    progress: bool = True,
 ) -> None:
     """Write a record, then score objects where the method does, and write it again.
 
@@ -100,7 +215,7 @@ def _write(
     if not hasattr(method, "score_objects"):
         return
     try:
-        found = method.score_objects(cfg, segmenter, progress=True)
+        found = method.score_objects(cfg, segmenter, progress=progress)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"objects not scored: {error}")
         return

@@ -53,6 +53,7 @@ def describe(
         "untrained": segmenter.backbone.untrained,
         "classes": list(segmenter.classes),
         "clusters": segmenter.n_clusters,
+        "parameters": parameters(segmenter),
         "protocol": asdict(protocol)
         | {"line": protocol.describe(eval_set), "short": protocol.short()},
     }
@@ -60,6 +61,19 @@ def describe(
         record |= {f"fit_{key}": found.source[key] for key in ("dataset", "split")}
         record["fit_images"] = found.source["images"]
     return jsonable(record)
+
+
+def parameters(segmenter: "Segmenter") -> dict[str, int]:
+    """How many numbers each part of a model consists of.
+
+    Fixed maps hold none: they are fitted in closed form, not trained. Neither count
+    networks that only the training needed.
+    """
+    parts = {"backbone": segmenter.backbone} | segmenter.parts()
+    return {
+        name: sum(each.numel() for each in part.parameters())
+        for name, part in parts.items()
+    }
 
 
 def scored(
@@ -140,6 +154,12 @@ def scores(
     if isinstance(matching, Matching):
         found["map"] = matching.cluster_to_class
     return jsonable(found)
+
+
+def training_facts(segmenter: "Segmenter") -> dict[str, float]:
+    """What differs between two trainings of the same model; empty where not noted."""
+    seconds = segmenter.meta.get("training_seconds")
+    return {} if seconds is None else {"training_seconds": seconds}
 
 
 def run_facts(

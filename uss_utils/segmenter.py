@@ -61,8 +61,9 @@ class Segmenter:
         method: the method's module.
         preset: the preset it was trained with.
         meta: JSON-able notes. Evaluation reads ``name`` (of this variant in tables),
-            ``order`` (in tables), ``overrides``, ``seed``, ``steps`` and ``map`` (where
-            ``cluster_to_class`` came from); :meth:`load` reads ``backbone_seed``.
+            ``order`` (in tables), ``overrides``, ``seed``, ``steps``, ``map`` (where
+            ``cluster_to_class`` came from) and ``training_seconds``; :meth:`load` reads
+            ``backbone_seed``.
 
     Raises:
         ValueError: parts that do not fit together.

@@ -16,10 +16,11 @@ import torch
 from IPython.display import Markdown, display
 
 from uss_utils import exercises
+from uss_utils.boards import markdown_table
 from uss_utils.metrics import Scores
 from uss_utils.notebooks import RECORD_MARK
 from uss_utils.paths import repo_root
-from uss_utils.records import jsonable, markdown_table
+from uss_utils.records import jsonable
 
 LONGEST_VALUE = 120
 

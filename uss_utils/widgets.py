@@ -150,36 +150,53 @@ def pick_patch(
         row=slider(row, 0, height - 1),
         column=slider(column, 0, width - 1),
     )
-    mosaic = [_mosaic(explorer, image, grid)] if height * width <= MOST_BUTTONS else []
-    explorer.show(*mosaic)
+    extra = []
+    if height * width <= MOST_BUTTONS:
+        extra = [mosaic(image, grid, lambda r, c: explorer.set(row=r, column=c))]
+    explorer.show(*extra)
     return explorer
 
 
-def _mosaic(
-    explorer: Explorer, image: Any, grid: tuple[int, int]
+def mosaic(
+    image: Any, grid: tuple[int, int], choose: Callable[[int, int], Any]
 ) -> ipywidgets.GridBox:
+    """An image rebuilt from buttons, one per patch in its mean colour.
+
+    Args:
+        image: as in :func:`uss_utils.plots.to_rgb`.
+        grid: number of patches (h, w).
+        choose: called as ``choose(row, column)`` when a patch is clicked.
+    """
     height, width = grid
-    side = max(10, 288 // width)
     # One layout for all buttons: hundreds of them would be as many messages.
-    layout = ipywidgets.Layout(
-        width=f"{side}px", height=f"{side}px", padding="0", margin="0", border="0"
-    )
+    layout = ipywidgets.Layout(padding="0", margin="0", border="0")
     buttons = []
-    for i, colour in enumerate(patch_colours(image, grid).reshape(-1, 3)):
-        place = divmod(i, width)
-        button = ipywidgets.Button(
-            layout=layout,
-            style={"button_color": "#{:02x}{:02x}{:02x}".format(*colour)},
-            tooltip=f"row {place[0]}, column {place[1]}",
-        )
-        button.on_click(
-            lambda _, place=place: explorer.set(row=place[0], column=place[1])
-        )
+    for row, column in np.ndindex(height, width):
+        button = ipywidgets.Button(layout=layout, tooltip=f"row {row}, column {column}")
+        button.on_click(lambda _, r=row, c=column: choose(r, c))
         buttons.append(button)
-    columns = f"repeat({width}, {side}px)"
-    return ipywidgets.GridBox(
-        buttons, layout=ipywidgets.Layout(grid_template_columns=columns, grid_gap="0")
-    )
+    box = ipywidgets.GridBox(buttons, layout=ipywidgets.Layout(grid_gap="0"))
+    repaint(box, image, grid)
+    return box
+
+
+def repaint(box: ipywidgets.GridBox, image: Any, grid: tuple[int, int]) -> None:
+    """Show another image on the same buttons.
+
+    Args:
+        box: from :func:`mosaic`.
+        image: as in :func:`uss_utils.plots.to_rgb`, of any shape.
+        grid: number of patches (h, w) of the box.
+    """
+    rgb = to_rgb(image)
+    across = max(10, 288 // grid[1])
+    down = max(4, round(across * grid[1] / grid[0] * rgb.shape[0] / rgb.shape[1]))
+    layout = box.children[0].layout
+    layout.width, layout.height = f"{across}px", f"{down}px"
+    box.layout.grid_template_columns = f"repeat({grid[1]}, {across}px)"
+    colours = patch_colours(rgb, grid).reshape(-1, 3)
+    for button, colour in zip(box.children, colours, strict=True):
+        button.style.button_color = "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def patch_colours(image: Any, grid: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tests.browser import chromium
+
 PATIENCE = 120  # seconds: a busy machine is slow, not broken
 
 
@@ -19,23 +19,16 @@ PATIENCE = 120  # seconds: a busy machine is slow, not broken
 def browser() -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as tool:
-        own = Path(tool.chromium.executable_path)
-        found = (
-            own if own.is_file() else next(filter(None, map(shutil.which, NAMES)), "")
-        )
+        found = chromium.find(tool)
         if not found:
-            pytest.skip(
-                "no Chromium: apt install chromium, or playwright install chromium"
-            )
+            pytest.skip(chromium.ADVICE)
         try:
             # No sandbox: inside containers there is none to be had.
-            chromium = tool.chromium.launch(
-                executable_path=str(found), args=["--no-sandbox"]
-            )
+            started = tool.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
             pytest.skip(f"Chromium at {found} does not start: {str(error)[:200]}")
-        yield chromium
-        chromium.close()
+        yield started
+        started.close()
 
 
 @pytest.fixture
@@ -57,6 +50,9 @@ def lab(browser, tmp_path_factory) -> Iterator:
     own = {f"JUPYTER_{name}": str(home / name) for name in folders}
     own["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     own["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
+    # As in the smoke runs of the notebooks; one thread, for the browser wants the rest.
+    own |= {"USS_RUNS": str(home / "runs"), "HF_HUB_OFFLINE": "1"}
+    own |= {"OMP_NUM_THREADS": "1"}
     options = [
         "--no-browser",
         "--allow-root",
@@ -65,6 +61,7 @@ def lab(browser, tmp_path_factory) -> Iterator:
         f"--ServerApp.root_dir={served}",
         "--IdentityProvider.token=test",
         "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
     with (home / "log").open("wb") as log:
@@ -76,7 +73,8 @@ def lab(browser, tmp_path_factory) -> Iterator:
         )
     try:
         address = _address(server, home)
-        yield served, address + "lab/tree/{}?token=test"
+        # Reset: no tab of an earlier page comes back.
+        yield served, address + "lab/tree/{}?reset&token=test"
     finally:
         server.terminate()
         server.wait(30)
