@@ -210,7 +210,7 @@ class TestRun:
         assert text.count("<section>") == 3
         assert 'href="#01_bad"' in text and 'id="01_bad"' in text
         assert "ZeroDivisionError: division by zero" in text
-        assert 'alt="x_i"' in text
+        assert "<msub><mi>x</mi><mi>i</mi></msub>" in text
 
 
 @pytest.mark.notebook
