@@ -112,6 +112,16 @@ def test_a_model_of_another_training_is_not_taken(made, tmp_path):
     assert study(folder).missing()[0].train == (0,)
 
 
+def test_a_record_that_no_training_leads_to_any_more_is_replaced(made, tmp_path):
+    old = study(made).records()[0]["cluster"]
+    swapped = {"train": old["train"] | {"map": old["train"]["map"][::-1]}}
+    folder = forget(made, tmp_path, name="pretrained", cluster=old | swapped)
+    assert study(folder).missing()[0].train == (0,)
+    (record,) = study(folder).complete("cpu")
+    assert record["cluster"] == old
+    assert study(folder).missing() == []
+
+
 def test_other_settings_protocols_and_variants_are_left_out(made, tmp_path):
     assert study(made, n_train=5).records() == []
     for change in (

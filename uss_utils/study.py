@@ -24,7 +24,7 @@ from uss_utils.segmenter import Segmenter
 Record = dict[str, Any]
 
 # Names under which a method's own record may stand, where they are not the method's.
-ALIASES = {"kmeans": ("kmeans", "pretrained")}
+ALIASES = {"kmeans": ("pretrained",)}
 CRF_IMAGES = 24  # evenly spaced; the CRF takes longer than everything else
 # Settings that decide which images are scored, and how large they are.
 _IMAGES = ("dataset", "size", "eval_size", "resample", "eval_resample", "n_val")
@@ -90,24 +90,22 @@ class Study:
         Variants, baselines and other protocols are left out; every record bears the
         name of its method.
         """
-        return list(self._records().values())
+        return [
+            record | {"name": method} for (method, _), record in self._stored().items()
+        ]
 
-    def _records(self) -> dict[tuple[str, int], Record]:
+    def _stored(self) -> dict[tuple[str, int], Record]:
+        """Method and seed -> its record under the name that it has on disk."""
         folder = self.folder / "records"
         every = read_records(folder) if folder.is_dir() else []
         found = {}
         for method in self.modules:
             cfg = self.settings(method)
-            names = ALIASES.get(method, (method,))
-            for record in every:
-                if record["name"] in names and _belongs(record, method, cfg):
-                    found[method, record["seed"]] = record
-        return {
-            (method, seed): found[method, seed] | {"name": method}
-            for method in self.modules
-            for seed in self.seeds
-            if (method, seed) in found
-        }
+            mine = [record for record in every if _belongs(record, method, cfg)]
+            for name in (*ALIASES.get(method, ()), method):  # the own name wins
+                found |= {(method, r["seed"]): r for r in mine if r["name"] == name}
+        keys = [(method, seed) for method in self.modules for seed in self.seeds]
+        return {key: found[key] for key in keys if key in found}
 
     def missing(self) -> list[Gap]:
         """What has to run before the comparison is complete, method by method.
@@ -116,7 +114,7 @@ class Study:
         record lacks something that only the model can tell. Methods that lack
         nothing are left out.
         """
-        records, gaps = self._records(), []
+        records, gaps = self._stored(), []
         for method in self.modules:
             known = {seed: records.get((method, seed)) for seed in self.seeds}
             score = [seed for seed in self.seeds if known[seed] is None]
@@ -173,7 +171,10 @@ class Study:
             for done in runs.trainings(
                 method, cfg, gap.train, self.folder, device=device
             ):
-                if done.cfg.seed in gap.score:
+                seed = done.cfg.seed
+                record = self._stored().get((gap.method, seed))
+                # On another machine a training ends elsewhere than its old record.
+                if record is None or self._kept(gap.method, seed, record) is None:
                     runs.score(method, *done[:2], self.folder, val_set)
         trained = set(gap.train)
         for seed in (s for s in gap.score if s not in trained):
@@ -185,7 +186,7 @@ class Study:
         """Add to records what evaluating a few images with the CRF tells."""
         groups: dict[tuple, list[Segmenter]] = {}
         for gap in gaps:
-            for seed in gap.sharpen:
+            for seed in dict.fromkeys([*gap.sharpen, *gap.train]):
                 model = self.model(gap.method, seed, device)
                 network, cfg = model.backbone, self.settings(gap.method)
                 key = (network.fingerprint, network.view, model.protocol)
@@ -205,7 +206,7 @@ class Study:
 
     def _amend(self, model: Segmenter, extra: Record) -> None:
         """Write into a model's record what another evaluation of it found."""
-        record = self._stored(model.method, model.meta["seed"])
+        record = self._stored()[model.method, model.meta["seed"]]
         record["parameters"] = extra["parameters"]
         seconds = extra["run"].get("training_seconds")
         if seconds is not None:
@@ -213,18 +214,6 @@ class Study:
         if "crf" in extra:
             record["crf"] = extra["crf"]
         write_record(record, self.folder / "records")
-
-    def _stored(self, method: str, seed: int) -> Record:
-        """A record under the name it has on disk."""
-        cfg = self.settings(method)
-        (found,) = [
-            record
-            for record in read_records(self.folder / "records")
-            if record["name"] in ALIASES.get(method, (method,))
-            and record["seed"] == seed
-            and _belongs(record, method, cfg)
-        ][-1:]
-        return found
 
     def model(
         self, method: str, seed: int | None = None, device: str = "auto"

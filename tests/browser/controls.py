@@ -41,9 +41,9 @@ class Control:
     parts: int = 1
 
 
-def untried(group, found: list[Control]) -> int:
-    """How many elements to click or fill in belong to no kind that is known here."""
-    return group.locator(ANY).count() - sum(control.parts for control in found)
+def elements(group) -> int:
+    """How many elements of a group can be clicked or filled in."""
+    return group.locator(ANY).count()
 
 
 def controls(group) -> Iterator[Control]:

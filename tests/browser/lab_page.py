@@ -88,12 +88,15 @@ class LabPage:
         bar.get_by_text(re.compile(r"\| Idle$")).wait_for()
         self.page.evaluate(LISTEN)
 
-    def run_all(self, seconds: float) -> None:
-        """Run All Cells; returns when the last one is done, or one has failed."""
+    def start(self) -> None:
+        """Run All Cells; returns at once, the page goes on by itself."""
         self.page.evaluate(
             "() => { jupyterapp.commands.execute('notebook:run-all-cells')"
             ".finally(() => { heard.done = true; }); }"
         )
+
+    def finish(self, seconds: float) -> None:
+        """Wait until the last cell is done, or one has failed."""
         self._wait("() => heard.done && heard.open.size === 0", seconds)
 
     def errors(self) -> list[str]:
@@ -111,12 +114,12 @@ class LabPage:
         found.scroll_into_view_if_needed()
         return found.locator(".jp-Cell-outputWrapper")
 
-    def groups(self, outputs) -> list:
-        """The groups of widgets among a cell's outputs, all drawn."""
-        found = outputs.locator(GROUP).all()
-        for group in found:
-            group.wait_for()
-        return found
+    def groups(self, outputs, views: int) -> list:
+        """The groups of widgets among a cell's outputs, once all views are drawn."""
+        found = outputs.locator(GROUP)
+        if views:
+            found.nth(views - 1).wait_for()
+        return found.all()
 
     def make(self, move: Callable[[], object]) -> float | None:
         """Make a move, and wait until the kernel has answered it.
@@ -150,9 +153,13 @@ class LabPage:
         """Errors that a group of widgets shows to the reader."""
         return group.locator(MESSAGES).all_inner_texts()
 
-    def shut_down(self) -> None:
-        """End the kernel: its memory is needed by the next notebook's."""
-        self.page.evaluate("() => window.heard?.panel.sessionContext.shutdown()")
+    def close(self) -> None:
+        """Leave; the kernel ends on its own, other notebooks need its memory."""
+        if not self.page.is_closed():
+            self.page.evaluate(
+                "() => { window.heard?.panel.sessionContext.shutdown(); }"
+            )
+            self.page.close()
 
     def _wait(self, condition: str, seconds: float = 60) -> None:
         self.page.wait_for_function(condition, timeout=1000 * seconds)

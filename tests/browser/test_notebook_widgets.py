@@ -3,7 +3,7 @@
 import ast
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import nbformat
 import pytest
@@ -11,7 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests import notebook_tools as tools
-from tests.browser.controls import Control, controls, untried
+from tests.browser.controls import Control, controls, elements
 from tests.browser.lab_page import LabPage
 from uss_utils import publishing
 
@@ -20,6 +20,27 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SHOWING = ("explore", "pick_patch", "name_clusters")  # calls that show widgets
 SECONDS = 240  # for all cells of a notebook, on a busy machine
 SLOW = 15  # seconds: a redraw takes one or two, on a busy machine some more
+
+
+def calls(source: str) -> list[ast.Call]:
+    """The calls in a cell that show widgets."""
+    tree = ast.parse(TransformerManager().transform_cell(source))
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _called(node) in SHOWING
+    ]
+
+
+def _called(call: ast.Call) -> str:
+    return getattr(call.func, "id", getattr(call.func, "attr", ""))
+
+
+INTERACTIVE = [
+    path
+    for path in tools.NOTEBOOKS
+    if any(calls(cell.source) for cell in tools.code_cells(tools.read(path)))
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +52,58 @@ def context(browser) -> Iterator:
     made.close()
 
 
-@pytest.fixture
-def opened(lab, context) -> Iterator:
-    """Function that opens a notebook without outputs."""
+@pytest.fixture(scope="module")
+def started(lab, context) -> Iterator:
+    """Function that opens a notebook without outputs, and begins to run it."""
     folder, address = lab
-    shown = LabPage(context.new_page())
+    pages: list[LabPage] = []
 
-    def show(notebook: nbformat.NotebookNode) -> LabPage:
+    def start(notebook: nbformat.NotebookNode) -> LabPage:
         for cell in tools.code_cells(notebook):
             cell.outputs, cell.execution_count = [], None
         notebook.metadata.kernelspec = publishing.KERNEL
-        nbformat.write(notebook, folder / "shown.ipynb")
-        shown.open(address.format("shown.ipynb"))
-        return shown
+        name = f"number_{len(pages)}.ipynb"
+        nbformat.write(notebook, folder / name)
+        pages.append(LabPage(context.new_page()))
+        pages[-1].open(address.format(name))
+        pages[-1].start()
+        return pages[-1]
 
-    yield show
-    shown.shut_down()
-    shown.page.close()
+    yield start
+    for shown in pages:
+        shown.close()
+
+
+@pytest.fixture(scope="module")
+def running(started) -> Callable:
+    """Function from a notebook's path to its page, where it runs on ``smoke``."""
+    pages: dict = {}
+
+    def run(path) -> LabPage:
+        if path not in pages:
+            pages[path] = started(smoke(tools.read(path)))
+        return pages[path]
+
+    return run
 
 
 @pytest.mark.notebook
 @pytest.mark.slow
-@pytest.mark.parametrize("path", tools.NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_control_changes_its_picture(opened, path):
-    notebook = smoke(tools.read(path))
-    if not any(calls(cell.source) for cell in tools.code_cells(notebook)):
-        pytest.skip("shows no widgets; its smoke run is another test")
-    assert complaints(opened, notebook) == []
+@pytest.mark.parametrize("path", INTERACTIVE, ids=lambda path: path.stem)
+def test_every_control_changes_its_picture(running, path, request):
+    shown = running(path)
+    # While its controls are tried, the next notebook runs on another core.
+    own = request.node.originalname
+    todo = [
+        item.callspec.params["path"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == own
+    ]
+    for following in todo[todo.index(path) + 1 :][:1]:
+        running(following)
+    found = complaints(shown, tools.read(path))
+    shown.close()
+    assert found == [], "\n".join(found)
 
 
 HEALTHY = """
@@ -120,10 +166,10 @@ BROKEN_WHILE_RUNNING = {
 }
 
 
-def test_whatever_is_broken_is_named(opened):
+def test_whatever_is_broken_is_named(started):
     sources = [HEALTHY, *BROKEN, *BROKEN_WHILE_RUNNING]
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
-    found = complaints(opened, notebook)
+    found = complaints(started(notebook), notebook)
     expected = [
         f"code cell {i}: .*{text}"
         for i, texts in enumerate(BROKEN.values(), 2)
@@ -150,55 +196,42 @@ def smoke(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def calls(source: str) -> list[ast.Call]:
-    """The calls in a cell that show widgets."""
-    tree = ast.parse(TransformerManager().transform_cell(source))
-    return [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _called(node) in SHOWING
-    ]
-
-
-def _called(call: ast.Call) -> str:
-    return getattr(call.func, "id", getattr(call.func, "attr", ""))
-
-
-def complaints(opened, notebook: nbformat.NotebookNode) -> list[str]:
-    """Run the notebook, move every control, and say what went wrong."""
+def complaints(shown: LabPage, notebook: nbformat.NotebookNode) -> list[str]:
+    """Let the notebook end, move every control, and say what went wrong."""
     started = time.perf_counter()
-    shown = opened(notebook)
-    loaded = time.perf_counter()
-    shown.run_all(SECONDS)
+    shown.finish(SECONDS)
+    shown.page.bring_to_front()  # pages behind others are drawn once a second
     ran = time.perf_counter()
     found = [f"while the cells ran: {text}" for text in shown.errors()]
     cells = zip(tools.code_cells(notebook), shown.views(), strict=True)
     for i, (cell, views) in enumerate(cells):
         expected = calls(cell.source)
-        if len(expected) != views:
-            found.append(
-                f"code cell {i + 1}: {len(expected)} calls, {views} groups of widgets"
-            )
         if views or expected:
-            found += [
-                f"code cell {i + 1}: {text}" for text in _cell(shown, i, expected)
-            ]
+            said = _cell(shown, i, views, expected)
+            found += [f"code cell {i + 1}: {text}" for text in said]
     found += [f"the browser's console: {text}" for text in shown.console]
     print(
-        f"opened in {loaded - started:.1f} s, ran in {ran - loaded:.1f} s, "
+        f"waited for it {ran - started:.1f} s, "
         f"tried in {time.perf_counter() - ran:.1f} s"
     )
     return found
 
 
-def _cell(shown: LabPage, i: int, expected: list[ast.Call]) -> Iterator[str]:
+def _cell(
+    shown: LabPage, i: int, views: int, expected: list[ast.Call]
+) -> Iterator[str]:
     outputs = shown.outputs(i)
+    groups = shown.groups(outputs, views)
+    groups = [group for group in groups if elements(group)]  # no progress bars
+    if len(expected) != len(groups):
+        yield f"{len(expected)} calls, {len(groups)} groups of widgets"
     made = 0
-    for group in shown.groups(outputs):
+    for group in groups:
         found = list(controls(group))
         made += len(found)
-        if untried(group, found):
-            yield f"{untried(group, found)} elements are of no kind in controls.py"
+        untried = elements(group) - sum(control.parts for control in found)
+        if untried:
+            yield f"{untried} elements are of no kind in controls.py"
         for control in found:
             yield from _tried(shown, outputs, group, control)
     # One control per keyword, or a row and a column.
