@@ -38,6 +38,28 @@ class Stripes(SegmentationDataset):
         return image, label if self.has_labels else None
 
 
+class Boxes(Stripes):
+    """Grey pictures with one bright box each."""
+
+    def read(self, index):
+        image = np.full((*self.size, 3), 60, np.uint8)
+        label = np.zeros(self.size, np.int64)
+        top, left = 8 * (index % 3), 8 * (index % 4)
+        image[top : top + 24, left : left + 24] = 40 * (index % 5) + 80
+        label[top : top + 24, left : left + 24] = 1 + index % 2
+        return image, label if self.has_labels else None
+
+
+def boxes(n=8, labelled=True) -> Boxes:
+    """Boxes of two classes on a background, 64 pixels a side."""
+    return Boxes(n=n, labels=labelled, size=(64, 64), ignore=False)
+
+
+def weights(model):
+    """All weights of a model's head in one row."""
+    return torch.cat([p.detach().flatten() for p in model.head.parameters()])
+
+
 def grey_model(table=None, linear=True, classes=CLASSES, **options) -> Segmenter:
     """A model on pixel colours whose clusters are bright, dark, middle, in this order.
 

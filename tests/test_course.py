@@ -17,6 +17,7 @@ from nbformat.v4 import (
 )
 
 from uss_utils import course, memory, notebooks, pages, published, publishing
+from uss_utils.datasets.processes import cores
 
 PARAMETERS = 'PRESET = "scenes"  # size\nSEED = 0  # seed\nSTEPS = None  # steps'
 RECORD = "from uss_utils.teaching import record\nrecord(preset=PRESET, seed=SEED)"
@@ -209,12 +210,13 @@ class TestRun:
         assert text.count("<section>") == 3
         assert 'href="#01_bad"' in text and 'id="01_bad"' in text
         assert "ZeroDivisionError: division by zero" in text
-        assert 'alt="x_i"' in text
+        assert "<msub><mi>x</mi><mi>i</mi></msub>" in text
 
 
 @pytest.mark.notebook
 class TestInterrupt:
-    def test_finished_results_stay_and_no_kernel_does(self, tmp_path):
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_finished_results_stay_and_no_kernel_does(self, tmp_path, jobs):
         paths = [
             write(tmp_path / "00_a.ipynb", "print(1)"),
             write(
@@ -227,7 +229,8 @@ class TestInterrupt:
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from uss_utils import course\n"
-            f"course.run({[str(p) for p in paths]}, 'smoke', {str(tmp_path / 'out')!r})"
+            f"course.run({[str(p) for p in paths]}, 'smoke', "
+            f"{str(tmp_path / 'out')!r}, jobs={jobs})"
         )
         child = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -237,9 +240,11 @@ class TestInterrupt:
         )
         pid_file = tmp_path / "pid"
         deadline = time.monotonic() + 60
-        while not (pid_file.exists() and pid_file.read_text()):
+        first = tmp_path / "out" / "smoke" / "notebooks" / "00_a.ipynb"
+        while not (pid_file.exists() and pid_file.read_text() and _complete(first)):
             assert time.monotonic() < deadline, "the second notebook never started"
             time.sleep(0.1)
+        time.sleep(2)
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate(timeout=60)
         assert child.returncode != 0
@@ -259,6 +264,51 @@ def _alive(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _complete(notebook):
+    try:
+        return nbformat.read(notebook, as_version=4).cells[-1].execution_count
+    except (OSError, ValueError):
+        return False
+
+
+@pytest.mark.notebook
+class TestSideBySide:
+    def test_two_meet_and_the_gathering_one_waits(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        meet = (
+            "import os, pathlib, time\n"
+            "pathlib.Path('{0}').touch()\n"
+            "while not pathlib.Path('{1}').exists():\n"
+            "    time.sleep(0.1)\n"
+            "assert os.environ['OMP_NUM_THREADS'] == '1'"
+        )
+        monkeypatch.setattr(course, "GATHERING", ("02_c",))
+        paths = [
+            write(tmp_path / "00_a.ipynb", meet.format("a", "b")),
+            write(tmp_path / "01_b.ipynb", meet.format("b", "a"), "1 / 0"),
+            write(
+                tmp_path / "02_c.ipynb",
+                "import json, pathlib\n"
+                "for name in ('00_a', '01_b'):\n"
+                "    path = pathlib.Path('out/smoke/notebooks') / f'{name}.ipynb'\n"
+                "    assert json.loads(path.read_text())['cells']",
+            ),
+        ]
+        found = course.run(paths, "smoke", tmp_path / "out", jobs=2, timeout=60)
+        assert [(r.notebook, r.ok) for r in found] == [
+            ("00_a", True),
+            ("01_b", False),
+            ("02_c", True),
+        ]
+        assert all(r.peak_mb > 20 for r in found)
+        assert "2 of 3 notebooks in" in capsys.readouterr().out
+
+    def test_as_many_as_cores_and_memory_allow(self, monkeypatch):
+        assert 1 <= course.jobs_here() <= cores()
+        monkeypatch.setattr(course, "MEMORY", 1e15)
+        assert course.jobs_here() == 1
 
 
 class TestMemory:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uss_utils.environment import generator
-from uss_utils.hierarchy import Hierarchy, nested_groups
+from uss_utils.hierarchy import Hierarchy, mean_coloured, nested_groups
 from uss_utils.regions import Tree, tree_levels
 
 
@@ -190,6 +190,14 @@ def test_probabilities_that_do_not_fit_are_refused():
     segments = torch.tensor([[0, 5]])
     with pytest.raises(ValueError, match="for 6 nodes"):
         Hierarchy.grouped(segments, torch.ones(8, 5), torch.ones(4, 5))
+
+
+def test_mean_colours_of_regions_with_any_ids():
+    ids = np.repeat([[7, -1]], 3, axis=0)
+    image = np.full((3, 2, 3), 40, np.uint8)
+    noisy = image.copy()
+    noisy[0, 0], noisy[1, 0] = 30, 50
+    assert np.array_equal(mean_coloured(noisy, ids), image)
 
 
 def test_mean_colours():

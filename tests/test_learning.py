@@ -14,13 +14,11 @@ from uss_utils.frozen import Frozen
 from uss_utils.heads import Chain, SegmentationHead
 from uss_utils.learning import (
     Material,
-    assemble,
     finish,
     plain,
     prepare,
     random_patches,
     repeat,
-    watcher,
 )
 from uss_utils.presets import PresetConfig, presets
 from uss_utils.recipe import LearnedRecipe
@@ -157,21 +155,6 @@ def test_repeat_gives_one_record_per_seed(material):
     again = repeat(train, cfg, (3,), material)[1][0]
     assert again["headline"] == records[0]["headline"]
     assert trained[0].segmenter.backbone is trained[1].segmenter.backbone
-
-
-def test_watcher_shows_the_model_at_the_asked_steps(material):
-    cfg = Config.preset("smoke")
-    seen = []
-
-    def current():
-        head, readout = SegmentationHead(192, 5), material.readout(cfg, 5)
-        return assemble("none", cfg, material, head, readout)
-
-    on_step = watcher(lambda n, model: seen.append((n, model.method)), (1, 3), current)
-    for index in range(4):
-        on_step(index, None, {})
-    assert seen == [(1, "none"), (3, "none")]
-    assert watcher(None, (), current) is None
 
 
 class Wrapped(Frozen):

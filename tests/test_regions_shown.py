@@ -34,12 +34,6 @@ def test_outlines_leave_the_rest_alone():
     assert (found[line] == LINE).all() and (found[~line] == IMAGE[~line]).all()
 
 
-def test_mean_colours_of_regions():
-    noisy = IMAGE.copy()
-    noisy[0, 0], noisy[1, 1] = 30, 50
-    assert np.array_equal(regions_shown.mean_coloured(noisy, IDS), IMAGE)
-
-
 def test_an_image_at_another_size():
     assert regions_shown.photo_at(IMAGE, 8).shape == (8, 8, 3)
     assert regions_shown.photo_at(IMAGE[:2], 8).shape == (4, 8, 3)

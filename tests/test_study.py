@@ -172,6 +172,14 @@ def test_models_are_kept_with_the_seconds_of_their_training(made, tmp_path):
     assert [path.stem for path in found] == stems
 
 
+def test_scores_are_kept_beside_the_models_under_runs(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("USS_RUNS", str(tmp_path))
+    model, record = study(made).model("kmeans", device="cpu"), study(made).records()[0]
+    (path,) = runs.keep([model], "smoke", [record])
+    assert path == runs.model_path(tmp_path / "smoke", "kmeans", 0)
+    assert read_records(tmp_path / "smoke" / "records") == [record]
+
+
 def test_an_absent_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="kmeans-seed0"):
         study(tmp_path).model("kmeans")

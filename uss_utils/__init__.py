@@ -106,6 +106,7 @@ Training
     pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
     weights_card    the weights that ship, and the card that tells their story
     learning *      what all methods' training shares, and several seeds at once
+    fitting         a method's training as its settings say; its untrained network
     presets         settings by name, checked; recipe: those that methods share
     methods *       one module per method; kmeans: the zeroth
     runs            the command line's train and evaluate

@@ -66,15 +66,20 @@ def course(
     out: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
     parameter: Parameters = None,
     timeout: Annotated[int, typer.Option(help="Seconds per notebook cell.")] = 1800,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Notebooks at a time; one per core with memory for it."),
+    ] = None,
 ) -> None:
     """Run the notebooks headlessly; records, scores, one page.
 
     A failing notebook stops no other; exit status 1 where one failed. Writes into
     runs/PRESET: notebooks/ (executed), records/ (one JSON file per score), results.json
     (minutes, memory), leaderboard.md and index.html, which needs no other file.
-    The preset smoke takes seconds per notebook, scenes minutes; others need a data set.
+    Several run at a time, each with one thread: numbers do not depend on the cores. The
+    preset smoke takes seconds per notebook, scenes minutes; others need a data set.
     """
-    from uss_utils.course import OFFLINE_PRESETS, parse_parameters, run
+    from uss_utils.course import OFFLINE_PRESETS, jobs_here, parse_parameters, run
 
     if preset not in OFFLINE_PRESETS:
         _check_preset(preset)
@@ -84,6 +89,7 @@ def course(
         out=out,
         parameters=parse_parameters(parameter or []),
         timeout=timeout,
+        jobs=jobs_here() if jobs is None else jobs,
     )
     if any(not result.ok for result in results):
         raise typer.Exit(1)

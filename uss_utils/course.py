@@ -7,20 +7,26 @@ failing notebook stops no other; what was finished before an interruption is kep
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import papermill
+import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
 from uss_utils import pages, published, publishing
+from uss_utils.datasets.processes import cores
 from uss_utils.memory import PeakMemory
 from uss_utils.notebooks import (
     find,
@@ -37,6 +43,8 @@ __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
 # These presets use what ships with the course: a request to a hub would be a mistake.
 OFFLINE_PRESETS = ("smoke", "scenes")
 CELL_TIMEOUT = 1800
+GATHERING = ("10_comparison",)  # these read the records of all notebooks before them
+MEMORY = 3e9  # bytes that a notebook may need on the scenes
 
 
 @dataclass
@@ -78,12 +86,16 @@ def run(
     out: str | Path | None = None,
     parameters: Mapping[str, Any] | None = None,
     timeout: int | None = CELL_TIMEOUT,
+    jobs: int = 1,
 ) -> list[Result]:
-    """Execute notebooks one after the other, and write what came out.
+    """Execute notebooks in order, and write what came out.
 
     Writes into ``<out>/<preset>``: ``notebooks/``, ``records/`` (by the notebooks
     themselves), ``results.json``, ``leaderboard.md``, ``leaderboard.json`` and
     ``index.html``, one page that needs no other file.
+
+    Every notebook computes with one thread, unless ``$OMP_NUM_THREADS`` says otherwise:
+    several threads round sums differently, and the numbers would depend on the machine.
 
     Args:
         notebooks: as in :func:`find`; all when None.
@@ -91,6 +103,7 @@ def run(
         out: used instead of ``runs/`` (``$USS_RUNS``).
         parameters: further parameters, each for the notebooks that know it.
         timeout: seconds that one cell may take; no limit when None.
+        jobs: notebooks that run at a time; see :func:`jobs_here`.
 
     Returns:
         One result per notebook; failures are in them, not raised.
@@ -104,25 +117,85 @@ def run(
     given = (
         {"PRESET": preset} if any("PRESET" in parameters_of(p) for p in paths) else {}
     )
-    jobs = injected(paths, given | dict(parameters or {}))
+    own = injected(paths, given | dict(parameters or {}))
     root = Path(out) if out is not None else runs_dir()
     folder = root.expanduser().resolve() / preset
-    environment = {"USS_RUNS": str(folder.parent)}
+    environment = {
+        "USS_RUNS": str(folder.parent),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
     if preset in OFFLINE_PRESETS:
         environment["HF_HUB_OFFLINE"] = "1"
     results: list[Result] = []
+    started = time.perf_counter()
     try:
         with _environment(environment):
-            for i, (path, job) in enumerate(zip(paths, jobs, strict=True), 1):
-                print(f"[{i}/{len(paths)}] {path.stem} ...", flush=True)
-                results.append(_run_one(path, folder / "notebooks", job, timeout))
-                print(_line(results[-1]), flush=True)
+            work = [
+                partial(_run_one, path, folder / "notebooks", values, timeout)
+                for path, values in zip(paths, own, strict=True)
+            ]
+            if jobs > 1 and len(paths) > 1:
+                _side_by_side(paths, work, jobs, results)
+            else:
+                _one_by_one(paths, work, results)
     except KeyboardInterrupt:
         print(f"\ninterrupted; {len(results)} finished notebooks are kept")
         raise
     finally:
-        _write(results, folder, preset)
+        _write(results, folder, preset, time.perf_counter() - started)
     return results
+
+
+def jobs_here() -> int:
+    """Notebooks that this machine runs at a time: one per core that finds memory."""
+    return max(1, min(cores(), int(psutil.virtual_memory().available // MEMORY)))
+
+
+def _one_by_one(
+    paths: Sequence[Path], work: Sequence[partial], results: list[Result]
+) -> None:
+    for i, (path, task) in enumerate(zip(paths, work, strict=True), 1):
+        print(f"[{i}/{len(paths)}] {path.stem} ...", flush=True)
+        results.append(task())
+        print(_line(results[-1]), flush=True)
+
+
+def _side_by_side(
+    paths: Sequence[Path], work: Sequence[partial], jobs: int, results: list[Result]
+) -> None:
+    """Several at a time; what was finished stands in ``results`` whatever happens."""
+    print(f"{len(paths)} notebooks, {jobs} at a time", flush=True)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _ignore_interrupts)
+    futures: list[Future] = []
+
+    def say(name: str, future: Future) -> None:
+        if not future.cancelled() and not future.exception():
+            print(f"{name}\n{_line(future.result())}", flush=True)
+
+    try:
+        for path, task in zip(paths, work, strict=True):
+            if path.stem in GATHERING:
+                wait(futures)
+            futures.append(pool.submit(task))
+            futures[-1].add_done_callback(partial(say, path.stem))
+        wait(futures)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        raise
+    finally:
+        done = [f for f in futures if f.done() and not f.cancelled()]
+        results += [f.result() for f in done if not f.exception()]
+        pool.shutdown()
+    broken = [f.exception() for f in futures if f.exception()]
+    if broken:
+        raise RuntimeError(f"a notebook's process ended: {broken[0]}") from broken[0]
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches all processes of a terminal; the first of them ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _line(result: Result) -> str:
@@ -216,7 +289,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _write(results: list[Result], folder: Path, preset: str) -> None:
+def _write(results: list[Result], folder: Path, preset: str, seconds: float) -> None:
     if not results:
         return
     rows = [asdict(r) | {"output": f"notebooks/{r.output.name}"} for r in results]
@@ -225,10 +298,8 @@ def _write(results: list[Result], folder: Path, preset: str) -> None:
     board = pages.write_leaderboard(folder)
     page = pages.write_page(results, folder, preset, board)
     failed = [result.notebook for result in results if not result.ok]
-    total = sum(result.seconds for result in results)
-    print(
-        f"\n{len(results) - len(failed)} of {len(results)} notebooks in {total:.0f} s"
-    )
+    done = len(results) - len(failed)
+    print(f"\n{done} of {len(results)} notebooks in {seconds:.0f} s")
     if failed:
         print(f"failed: {', '.join(failed)}")
     print(f"look at {page}")
@@ -248,7 +319,7 @@ def refresh(notebooks: Sequence[str | Path] | None = None) -> list[Result]:
     folder = runs_dir() / "scenes"
     if notebooks is None:  # records of an older run must not mix with this one's
         shutil.rmtree(folder / "records", ignore_errors=True)
-    results = run(paths, preset="scenes")
+    results = run(paths, preset="scenes", jobs=jobs_here())
     for path, result in zip(paths, results, strict=True):
         if not result.ok:
             continue

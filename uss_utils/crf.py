@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from uss_utils import _crf_worker
+from uss_utils.datasets.processes import cores
 from uss_utils.datasets.transforms import to_uint8
 from uss_utils.paths import repo_root
 from uss_utils.probes import upsample
@@ -140,7 +141,7 @@ def dense_crf_batch(
     if pool is not None:
         found = pool.map("mean_field", jobs)
     else:
-        wanted = min(_cores() if workers is None else workers, max(1, len(images)))
+        wanted = min(cores() if workers is None else workers, max(1, len(images)))
         with CRFPool(wanted, timeout) as own:
             found = own.map("mean_field", jobs)
     posteriors = [torch.from_numpy(q) for q in found]
@@ -216,12 +217,6 @@ def _require_library() -> None:
         raise ImportError(f"the dense CRF needs pydensecrf; {INSTALL}")
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class CRFPool:
     """Processes that serve many batches and cannot hang the program.
 
@@ -239,7 +234,7 @@ class CRFPool:
     """
 
     def __init__(self, workers: int | None = None, timeout: float = TIMEOUT):
-        workers = _cores() if workers is None else workers
+        workers = cores() if workers is None else workers
         if workers < 1 or timeout <= 0:
             raise ValueError(
                 f"workers={workers} and timeout={timeout} must both be positive"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from uss_utils.datasets.files import read_ids
 from uss_utils.paths import atomic_file
-from uss_utils.rows import as_float
+from uss_utils.rows import as_float, first_largest
 from uss_utils.scored_batches import resized
 
 TREE = "tree.json"
@@ -128,14 +128,7 @@ class Hierarchy:
             raise ValueError(
                 f"the image has shape {image.shape}, the maps are {self.size}"
             )
-        pixels = torch.from_numpy(np.require(image, requirements="CW")).flatten(0, 1)
-        found = []
-        for level, number in zip(self, self.counts, strict=True):
-            ids = level.flatten()
-            sums = torch.zeros(number, 3).index_add_(0, ids, pixels.float())
-            mean = (sums / torch.bincount(ids)[:, None]).round().byte()
-            found.append(mean[level].numpy())
-        return found
+        return [mean_coloured(image, level.numpy()) for level in self]
 
     def tree(self) -> dict:
         """Plain structure: size, and regions with pixels and parent at every level."""
@@ -262,15 +255,27 @@ def nested_groups(
             f"{n if pixels is None else len(pixels)} nodes; expected (K1, M) and "
             "(K2, M) of one image"
         )
-    fine = _first_largest(fine_probs, 0)
+    fine = first_largest(fine_probs, 0)
     weighted = as_float(coarse_probs).T.double()
     if pixels is not None:
         weighted = weighted * pixels[:, None]
     summed = weighted.new_zeros(len(fine_probs), len(coarse_probs))
     summed.index_add_(0, fine, weighted)
-    return fine, _first_largest(summed, 1)[fine]
+    return fine, first_largest(summed, 1)[fine]
 
 
-def _first_largest(x: Tensor, axis: int) -> Tensor:
-    # numpy promises the first of equal maxima, torch does not.
-    return torch.from_numpy(x.detach().cpu().numpy().argmax(axis)).to(x.device)
+def mean_coloured(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Every region in the mean of its colours.
+
+    Args:
+        image: uint8 RGB, shape (H, W, 3).
+        ids: region of every pixel, any integers, shape (H, W).
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    _, number = np.unique(ids, return_inverse=True)
+    number = number.reshape(-1)
+    sums = [np.bincount(number, image[..., c].ravel()) for c in range(3)]
+    mean = np.stack(sums, 1) / np.bincount(number)[:, None]
+    return np.rint(mean)[number].reshape(image.shape).astype(np.uint8)

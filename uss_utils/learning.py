@@ -1,14 +1,14 @@
 """From settings to a trained model: the part of training that all methods share.
 
 :func:`prepare` opens what a method trains on, the method adds its loss and calls
-:func:`uss_utils.training.fit`, :func:`finish` makes one :class:`Segmenter` of the
+:func:`uss_utils.fitting.run`, :func:`finish` makes one :class:`Segmenter` of the
 result, and :func:`repeat` scores several seeds under one protocol.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from uss_utils.training import History
 TOKENS = 12_000  # random patches that k-means and the standardising map are fitted to
 
 Watch = Callable[[int, Segmenter], None]
+M = TypeVar("M", bound="Material")
 
 
 @dataclass
@@ -46,6 +47,17 @@ class Material:
     standardise: Standardise
     device: torch.device
     behind: bool = False
+
+    @classmethod
+    def of(cls: type[M], base: "Material", **more: Any) -> M:
+        """A method's own material: the shared one, and what it adds.
+
+        Args:
+            base: from :func:`prepare`.
+            more: the added fields.
+        """
+        shared = {field.name: getattr(base, field.name) for field in fields(base)}
+        return cls(**shared, **more)
 
     @property
     def backbone(self) -> Frozen:
@@ -202,29 +214,6 @@ def assemble(
         readout.linear,
         material.dataset,
     )
-
-
-def watcher(
-    watch: Watch | None,
-    watch_at: Sequence[int],
-    current: Callable[[], Segmenter],
-) -> Callable[[int, nn.Module, dict[str, Any]], None] | None:
-    """``on_step`` of a training: shows the model after some numbers of steps.
-
-    Args:
-        watch: called with the number of steps done and the model.
-        watch_at: numbers of steps.
-        current: makes the model as it stands.
-    """
-    if watch is None:
-        return None
-    moments = set(watch_at)
-
-    def on_step(index: int, model: nn.Module, row: dict[str, Any]) -> None:
-        if index + 1 in moments:
-            watch(index + 1, current())
-
-    return on_step
 
 
 def finish(

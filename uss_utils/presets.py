@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 Self = TypeVar("Self", bound="PresetConfig")
 _ELSEWHERE = ("seed", "root", "crf", "limit_crf")
@@ -34,8 +34,11 @@ class PresetConfig:
         root: folder of a stored data set; None: its place under the data folder. A
             matter of the machine, never recorded.
         weights: your own file of backbone weights; None: the backbone's usual ones.
+        files: names of the fields that name a file or folder. Where it lies is a matter
+            of the machine as well: only its name is recorded.
     """
 
+    files: ClassVar[tuple[str, ...]] = ("weights",)
     name: str = "custom"
     seed: int = 0
     root: str | Path | None = None
@@ -91,17 +94,21 @@ class PresetConfig:
     def overrides(self) -> dict[str, Any]:
         """Fields that differ from the preset of the same name, for the record.
 
-        What stands elsewhere in a record (seed, CRF) is left out; of your own weights
-        only the file's name is told, of the data folder nothing.
+        What stands elsewhere in a record (seed, CRF) is left out; of files only the
+        name is told, of the data folder nothing.
         """
         preset = self._table().get(self.name)
         if preset is None:
             return {}
-        mine, base = asdict(self), asdict(preset)
+        mine, base = self.portable(), preset.portable()
         changed = {k: v for k, v in mine.items() if v != base[k]}
-        if "weights" in changed:
-            changed["weights"] = Path(changed["weights"]).name
         return {k: v for k, v in changed.items() if k not in _ELSEWHERE}
+
+    def portable(self) -> dict[str, Any]:
+        """All fields, of files only the name: alike on every machine but for root."""
+        values = asdict(self)
+        named = {k: Path(values[k]).name for k in self.files if values[k] is not None}
+        return values | named
 
     @classmethod
     def _table(cls) -> dict[str, Any]:

@@ -196,3 +196,8 @@ class LearnedRecipe(Recipe):
     cluster_lr: float = 5e-3
     probes: Literal["alongside", "after"] = "alongside"
     precision: Literal["no", "bf16", "fp16"] = "no"
+
+    def of_training(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with: all but where files lie."""
+        values = self.portable()
+        return {k: v for k, v in values.items() if k not in ("root", "cache")}

@@ -25,9 +25,7 @@ THRESHOLD, MAX_REGIONS = 0.25, 48  # of HSG on MSCOCO
 STEP = 0.01  # by which the threshold rises until there are few enough regions
 LAB_RANGE = (100.0, 110.0, 110.0)
 SCALES = (1.5, 3.0)  # standard deviations, in pixels
-ROUNDING = (
-    1e-5  # changes of colour below it are none; one step of a byte is 100 times it
-)
+ROUNDING = 1e-5  # of colour: less is no change, one step of a byte 100 times as much
 
 
 @dataclass(frozen=True)

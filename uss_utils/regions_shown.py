@@ -13,6 +13,7 @@ from torch import Tensor
 from uss_utils.colours import IGNORE_GREY, to_numpy, to_rgb
 from uss_utils.datasets.transforms import Transform
 from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
+from uss_utils.hierarchy import mean_coloured
 from uss_utils.masks_shown import enlarge
 from uss_utils.objects_shown import bare
 from uss_utils.regions import Tree, raised_threshold, working_size
@@ -56,17 +57,6 @@ def outlined(image: Any, ids: Any) -> np.ndarray:
     return np.where(line, LINE, rgb)
 
 
-def mean_coloured(image: Any, ids: Any) -> np.ndarray:
-    """Every region in the mean of its colours; see :func:`outlined`."""
-    rgb = to_rgb(image)
-    _, number = np.unique(enlarge(ids, rgb.shape[:2]), return_inverse=True)
-    number = number.reshape(-1)
-    pixels = np.bincount(number)[:, None]
-    sums = [np.bincount(number, rgb[..., c].ravel()) for c in range(3)]
-    mean = np.stack(sums, 1) / pixels
-    return np.rint(mean)[number].reshape(rgb.shape).astype(np.uint8)
-
-
 def photo_at(image: Any, longer_side: int) -> np.ndarray:
     """An image at the size in which its regions are found, uint8 RGB."""
     rgb = to_rgb(image)
@@ -101,7 +91,9 @@ def tree_cut(
     pictures = {
         "contour strength": to_numpy(strength),
         f"cut at {threshold:.2f}, in {took:.1f} ms": outlined(rgb, ids),
-        f"{int(tree.count(threshold))} regions, mean colours": mean_coloured(rgb, ids),
+        f"{int(tree.count(threshold))} regions, mean colours": mean_coloured(
+            rgb, enlarge(ids, rgb.shape[:2])
+        ),
     }
     side = WIDTH / 4
     figure = new_figure(WIDTH, side * rgb.shape[0] / rgb.shape[1] + 0.45)

@@ -40,6 +40,20 @@ def check_finite(x: Tensor) -> None:
         )
 
 
+def first_largest(x: Tensor, axis: int = 1) -> Tensor:
+    """Place of the largest value along an axis of a matrix, the first of equals.
+
+    Args:
+        x: numbers, shape (N, D).
+        axis: the axis that is searched.
+
+    Returns:
+        int64 (N,) for axis 1, (D,) for axis 0.
+    """
+    # numpy promises the first of equal maxima, torch does not.
+    return torch.from_numpy(x.detach().cpu().numpy().argmax(axis)).to(x.device)
+
+
 def slices(x: Tensor) -> Iterator[Tensor]:
     """Views of successive rows, as many at a time as suits the device."""
     return iter(x.split(SLICE if x.device.type == "cpu" else GPU_SLICE))

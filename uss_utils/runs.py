@@ -31,7 +31,7 @@ from uss_utils.linear_classifier import (
     score_linear_classifier,
     train_linear_classifier,
 )
-from uss_utils.paths import atomic_file
+from uss_utils.paths import atomic_file, runs_dir
 from uss_utils.pictures import MAX_SIDE, list_pictures, read_picture, working_size
 from uss_utils.recipe import Recipe
 from uss_utils.segmenter import Segmenter
@@ -138,21 +138,27 @@ def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
     return folder / "models" / f"{method}-seed{seed}{ending}.safetensors"
 
 
-def keep(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
-    """Save trained models where later runs look for them.
+def keep(
+    trained: Iterable[Trained | Segmenter],
+    folder: str | Path,
+    records: Iterable[dict[str, Any]] = (),
+) -> list[Path]:
+    """Save trained models, and their scores, where later runs look for them.
 
     Args:
         trained: models, with or without the history of their training, which tells how
             long it took.
-        folder: of the run; existing models of the same methods and seeds are replaced.
+        folder: of the run, such as the preset's name, under ``runs/``; existing models
+            of the same methods and seeds are replaced.
+        records: from :func:`~uss_utils.evaluation.evaluate`.
 
     Returns:
-        The files.
+        The files of the models.
 
     Raises:
         OSError: the folder is read-only or the disk is full.
     """
-    paths = []
+    folder, paths = runs_dir() / folder, []
     for each in trained:
         models = [each]
         if isinstance(each, Trained):
@@ -165,6 +171,8 @@ def keep(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
             word = re.sub(r"\W+", "-", name).strip("-")
             place = model_path(folder, model.method, model.meta["seed"], word)
             paths.append(model.save(place))
+    for record in records:
+        write_record(record, folder / "records")
     return paths
 
 

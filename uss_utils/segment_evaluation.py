@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uss_utils.boards import markdown_table
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.metrics import Confusion, Matching, mutual_information, rand_index
 from uss_utils.records import jsonable

@@ -16,7 +16,7 @@ from torch import Tensor
 from uss_utils.clustering import assign, kmeans
 from uss_utils.environment import generator
 from uss_utils.pca import PCA
-from uss_utils.rows import slices
+from uss_utils.rows import first_largest, slices
 from uss_utils.segment_maps import (
     class_counts,
     class_maps,
@@ -316,5 +316,4 @@ def majority(labels: Tensor) -> Tensor:
     """
     counts = labels.new_zeros(len(labels), int(labels.max()) + 1 if len(labels) else 1)
     counts.scatter_add_(1, labels, torch.ones_like(labels))
-    # numpy promises the first of equal maxima, torch does not.
-    return torch.from_numpy(counts.cpu().numpy().argmax(1)).to(labels.device)
+    return first_largest(counts)

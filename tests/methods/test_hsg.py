@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.models import Stripes
-from uss_utils import learning, ranks, training
+from tests.models import boxes, weights
+from uss_utils import fitting, learning, ranks, training
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import hsg, kmeans
 from uss_utils.methods._hsg_evaluation import embedding_of
@@ -27,26 +27,6 @@ def smoke(**changes) -> Config:
     small |= {"test_side": 64, "test_canvas": (64, 64), "test_grid": (2, 2)}
     small |= {"fine": 4, "coarse": 2, "lr": 0.02}
     return Config.preset("smoke", **small | changes)
-
-
-class Boxes(Stripes):
-    """Grey pictures with one bright box each."""
-
-    def read(self, index):
-        image = np.full((*self.size, 3), 60, np.uint8)
-        label = np.zeros(self.size, np.int64)
-        top, left = 8 * (index % 3), 8 * (index % 4)
-        image[top : top + 24, left : left + 24] = 40 * (index % 5) + 80
-        label[top : top + 24, left : left + 24] = 1 + index % 2
-        return image, label if self.has_labels else None
-
-
-def boxes(n=8, labelled=True):
-    return Boxes(n=n, labels=labelled, size=(64, 64), ignore=False)
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.head.parameters()])
 
 
 # -------------------------------------------------------------------------- settings
@@ -347,7 +327,7 @@ def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
 
     # Processes meet when the loop begins; torch's layer trains alone on a CPU, too.
     monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
-    monkeypatch.setattr(hsg, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     net = hsg.train(cfg, material).segmenter.head.net
     norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
     assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.datasets.benchmark_files import make_voc
-from tests.models import Stripes
-from uss_utils import learning, runs
+from tests.models import Boxes, boxes, weights
+from uss_utils import fitting, learning, ranks, runs, training
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import maskcontrast
 from uss_utils.methods.maskcontrast import Config
@@ -26,26 +28,6 @@ def smoke(**changes) -> Config:
     small = {"mask_backbone": "vit_tiny_random", "mask_map": "none", "refine": False}
     small |= {"stages": 1, "mid": 8, "dim": 4, "view_size": 32, "objects": 1}
     return Config.preset("smoke", **small | changes)
-
-
-class Boxes(Stripes):
-    """Grey pictures with one bright box each."""
-
-    def read(self, index):
-        image = np.full((*self.size, 3), 60, np.uint8)
-        label = np.zeros(self.size, np.int64)
-        top, left = 8 * (index % 3), 8 * (index % 4)
-        image[top : top + 24, left : left + 24] = 40 * (index % 5) + 80
-        label[top : top + 24, left : left + 24] = 1 + index % 2
-        return image, label if self.has_labels else None
-
-
-def boxes(n=8, labelled=True):
-    return Boxes(n=n, labels=labelled, size=(64, 64), ignore=False)
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.head.parameters()])
 
 
 # -------------------------------------------------------------------------- settings
@@ -233,6 +215,22 @@ def test_views_from_whole_images_of_any_size(tmp_path):
     pairs = maskcontrast.TwoViewDataset(images, masks, 32, scale=cfg.scale)
     batch = pairs.draw(torch.arange(3), torch.Generator().manual_seed(0))
     assert batch["view_q"].shape == (3, 3, 32, 32)
+
+
+def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
+    cfg, begun = smoke(), []
+    material = maskcontrast.prepare(cfg, boxes())
+
+    def fit(*args, **options):
+        begun.append(True)
+        return training.fit(*args, **options)
+
+    # Processes meet when the loop begins; torch's layer trains alone on a CPU, too.
+    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
+    monkeypatch.setattr(fitting, "fit", fit)
+    embedder = maskcontrast.train(cfg, material).segmenter.head.embedder
+    norms = [m for m in embedder.modules() if isinstance(m, _BatchNorm)]
+    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
 
 
 # ------------------------------------------------------------------- the whole of VOC

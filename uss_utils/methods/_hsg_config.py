@@ -73,6 +73,9 @@ class Config(LearnedRecipe):
     """
 
     chapter: ClassVar[int] = 9
+    files: ClassVar[tuple[str, ...]] = (
+        *("weights", "start", "first_stage", "region_folder"),
+    )
     backbone: str = "pixels"
     batch_size: int = 48
     steps: int = 20_000
@@ -212,17 +215,17 @@ class Config(LearnedRecipe):
     def loss(self) -> HSGLoss:
         """The objective."""
         return HSGLoss(
-            self.weight_region,
-            self.weight_fine,
-            self.weight_coarse,
-            self.weight_modularity,
-            self.weight_balance,
-            self.weight_centroid,
-            self.grid,
-            self.iterations,
-            self.kappa,
-            self.knn,
-            self.per_view,
+            region=self.weight_region,
+            fine=self.weight_fine,
+            coarse=self.weight_coarse,
+            modularity=self.weight_modularity,
+            balance=self.weight_balance,
+            centroid=self.weight_centroid,
+            grid=self.grid,
+            iterations=self.iterations,
+            kappa=self.kappa,
+            knn=self.knn,
+            per_view=self.per_view,
         )
 
     def retrieval(self) -> SegmentRetrieval:
@@ -230,17 +233,6 @@ class Config(LearnedRecipe):
         return SegmentRetrieval(
             self.test_side, self.test_canvas, self.test_grid, self.test_iterations
         )
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields that differ from the preset; of files only their names."""
-        changed = super().overrides()
-        preset = PRESETS.get(self.name)
-        for field in ("start", "first_stage", "region_folder"):
-            if field in changed:
-                changed[field] = Path(changed[field]).name
-                if preset and changed[field] == Path(getattr(preset, field)).name:
-                    del changed[field]  # the same file in another folder
-        return changed
 
 
 # VOC's track trains on MSCOCO's images; eight GPUs.

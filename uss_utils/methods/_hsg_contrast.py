@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uss_utils.methods._hsg_kmeans import EPS
 from uss_utils.rows import as_float, slices
 
-EPS = 1e-12  # vectors shorter than this are not scaled to unit length
 BLOCK = 1 << 19  # similarities held at a time: they stay in a CPU's cache
 GPU_BLOCK = 1 << 26
 

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uss_utils.methods._hsg_kmeans import EPS
 from uss_utils.rows import as_float
-
-EPS = 1e-12  # vectors shorter than this are not scaled to unit length
 
 
 @torch.no_grad()

@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils.methods._hsg_kmeans import coordinates, grid_labels, spherical_kmeans
+from uss_utils.methods._hsg_kmeans import (
+    EPS,
+    coordinates,
+    grid_labels,
+    spherical_kmeans,
+)
 from uss_utils.methods._hsg_segments import dense_numbers
 from uss_utils.upsampling import upsample_rows
 
-EPS = 1e-12  # vectors shorter than this are not scaled to unit length
 BLOCK = 1 << 22  # numbers that are looked at together
 
 

@@ -19,6 +19,7 @@ from uss_utils.grouping import Assignment, compose_levels
 from uss_utils.hierarchy import Hierarchy
 from uss_utils.hierarchy_network import HSGNet
 from uss_utils.methods._hsg_image import Canvas, ImageSegments, canvas, image_segments
+from uss_utils.rows import first_largest
 from uss_utils.scored_batches import eval_mode, resized
 from uss_utils.segments import SegmentMemory, nearest_rows
 from uss_utils.upsampling import upsample_adjoint
@@ -75,14 +76,8 @@ def segment_labels(labels: Tensor, segments: Tensor, ignore: int = IGNORE) -> Te
     column = torch.where(labels == ignore, last, labels)
     n = int(segments.max()) + 1
     counts = torch.bincount(segments * (last + 1) + column, minlength=n * (last + 1))
-    best = largest_column(counts.view(n, last + 1))
+    best = first_largest(counts.view(n, last + 1))
     return torch.where(best == last, ignore, best)
-
-
-def largest_column(counts: Tensor) -> Tensor:
-    """Column of the largest count of every row, the first of equals, int64 (S,)."""
-    # numpy promises the first of equal maxima, torch does not.
-    return torch.from_numpy(counts.cpu().numpy().argmax(1)).to(counts.device)
 
 
 def build_memory(

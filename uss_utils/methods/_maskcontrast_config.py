@@ -59,6 +59,7 @@ class Config(LearnedRecipe):
     """
 
     chapter: ClassVar[int] = 8
+    files: ClassVar[tuple[str, ...]] = ("weights", "start")
     backbone: str = "pixels"
     batch_size: int = 64
     steps: int = 40 * 165
@@ -150,16 +151,6 @@ class Config(LearnedRecipe):
         return datasets.load(
             self.dataset, self.train_split, self.root, limit=self.n_train
         )
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields that differ from the preset; of a file only its name."""
-        changed = super().overrides()
-        if "start" in changed:
-            changed["start"] = Path(changed["start"]).name
-            preset = PRESETS.get(self.name)
-            if preset and changed["start"] == Path(preset.start).name:
-                del changed["start"]  # the same file in another folder
-        return changed
 
 
 # Both released recipes train on 10 582 images; 2 x V100.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from uss_utils.presets import presets
 from uss_utils.protocol import EvalProtocol
@@ -33,6 +33,7 @@ class Config(LearnedRecipe):
     """
 
     chapter: ClassVar[int] = 7
+    files: ClassVar[tuple[str, ...]] = ("weights", "base")
     batch_size: int = 32
     base: str | Path | None = None
     split: Literal["centre", "whiten", "none"] | None = None
@@ -65,13 +66,6 @@ class Config(LearnedRecipe):
     def protocol(self) -> EvalProtocol:
         """How models of these settings are scored: logits as they are (alpha 1)."""
         return EvalProtocol(crf=self.crf, flip=self.flip, alpha=1.0)
-
-    def overrides(self) -> dict[str, Any]:
-        """Fields that differ from the preset; of the base only the file's name."""
-        changed = super().overrides()
-        if "base" in changed:
-            changed["base"] = Path(changed["base"]).name
-        return changed
 
 
 def _published(dataset: str, backbone: str, epoch: int) -> Config:

@@ -14,7 +14,7 @@ without flip averaging, as released.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from uss_utils import learning
 from uss_utils.datasets import SegmentationDataset
+from uss_utils.fitting import run
 from uss_utils.learning import Material, Trained, Watch
 from uss_utils.local_attention import (
     SIGMA,
@@ -49,7 +50,7 @@ from uss_utils.positives import (
 from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
-from uss_utils.training import Step, fit
+from uss_utils.training import Step
 
 __all__ = [
     "PRESETS",
@@ -310,25 +311,20 @@ def train(
         model.model.remember(feat, draw)
         return found
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    history = fit(
+    history = run(
+        cfg,
+        material,
         trainer,
         losses,
         Views(material.source, twins=cfg.alpha > 0),
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
-        drop_last=True,
+        current,
         optimisers=trainer.optimisers(),
         clip_norm={"head": cfg.clip},
-        precision=cfg.precision,
-        seed=cfg.seed,
-        device=material.device,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        on_step=learning.watcher(watch, watch_at, current),
-        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")},
+        watch=watch,
+        watch_at=watch_at,
     )
     parts = (trainer.model.student, trainer.readout)
     return learning.finish("hp", cfg, material, *parts, history)

@@ -11,19 +11,18 @@ The paper's scores come from retrieval among *labelled* training segments:
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
 from uss_utils import learning
 from uss_utils.clustering_transformer import ClusteringTransformer
 from uss_utils.covering import foreground_covering
 from uss_utils.datasets import SegmentationDataset
-from uss_utils.environment import generator
+from uss_utils.fitting import run, untrained
 from uss_utils.grouping import compose_levels, position_map
 from uss_utils.hierarchy_network import HSGHead, HSGNet
 from uss_utils.learning import Trained, Watch
@@ -65,7 +64,7 @@ from uss_utils.regions import contour_strength, cut_tree, ultrametric_tree
 from uss_utils.resnets import check_start, dilated_resnet
 from uss_utils.run_state import own_random_state
 from uss_utils.segmenter import Segmenter
-from uss_utils.training import History, fit
+from uss_utils.training import Step
 
 __all__ = [
     "PRESETS",
@@ -105,7 +104,6 @@ __all__ = [
     "ultrametric_tree",
 ]
 
-CALIBRATION = 20  # batches from which an untrained network takes its statistics
 PREFETCH = 2  # threads that cut views while the network trains
 
 
@@ -155,8 +153,7 @@ def prepare(
     # Images of one size are cut a batch at a time, which is several times as fast.
     cut = RegionViews if stored else RegionViewBatches
     pairs = cut(images, regions, cfg.view_size, cfg.scale)
-    parts = {field.name: getattr(base, field.name) for field in fields(base)}
-    return Material(**parts, pairs=pairs, regions=regions)
+    return Material.of(base, pairs=pairs, regions=regions)
 
 
 def _check_files(cfg: Config) -> None:
@@ -248,8 +245,9 @@ def train(
     net, objective = build(cfg, material), cfg.loss()
     readout = material.readout(cfg, cfg.dim)
 
-    def loss(net: HSGNet, batch: dict[str, Tensor], step: Any) -> dict[str, Tensor]:
-        net.synchronise_batch_norm()  # before the first step nobody knew of the others
+    def loss(net: HSGNet, batch: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        # Only now: before the first step nobody knew of the other processes.
+        net.synchronise_batch_norm()
         emb = net(seen(cfg, material, batch["views"]))
         terms = objective(emb, *regions_of_batch(batch), net.grouping)
         return {"loss": terms.pop("total"), **terms}
@@ -257,28 +255,21 @@ def train(
     def current() -> Segmenter:
         return learning.assemble("hsg", cfg, material, HSGHead(net), readout)
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    files = ("root", "cache", "start", "first_stage", "region_folder")
-    history = fit(
+    history = run(
+        cfg,
+        material,
         net,
         loss,
         material.pairs,
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
-        drop_last=True,
+        current,
         optimisers=optimiser(cfg, net),
         schedule=schedule(cfg.decay, cfg.warmup),
-        precision=cfg.precision,
-        seed=cfg.seed,
-        device=material.device,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        on_step=learning.watcher(watch, watch_at, current),
+        watch=watch,
+        watch_at=watch_at,
         prefetch=PREFETCH,
-        config={k: v for k, v in asdict(cfg).items() if k not in files}
-        | {name: Path(getattr(cfg, name)).name for name in files[2:]},
     )
     return learning.finish("hsg", cfg, material, HSGHead(net), readout, history)
 
@@ -304,25 +295,17 @@ def seen(cfg: Config, material: Material, views: Tensor) -> Tensor:
 
 
 def baseline(cfg: Config, material: Material) -> Trained:
-    """The same network before its first step, clustered and probed in the same way.
-
-    The statistics of its batch norms are those of training images, as after training:
-    without them it would look worse than it is.
+    """The same network before its first step; see :func:`uss_utils.fitting.untrained`.
 
     Args:
         cfg: the settings.
         material: from :func:`prepare`.
     """
-    net, draw = build(cfg, material), generator(cfg.seed)
-    with torch.no_grad():
-        for _ in range(CALIBRATION):
-            rows = torch.randint(len(material.pairs), (cfg.batch_size,), generator=draw)
-            batch = send_to_device(material.pairs.draw(rows, draw), material.device)
-            net(seen(cfg, material, batch["views"]))
-    readout = material.readout(cfg, cfg.dim)
-    done = learning.finish("hsg", cfg, material, HSGHead(net), readout, History())
-    done.segmenter.meta |= {"name": "hsg, untrained", "steps": 0}
-    return done
+    net = build(cfg, material)
+    return untrained(
+        *("hsg", cfg, material, material.pairs, HSGHead(net)),
+        lambda batch: net(seen(cfg, material, batch["views"])),
+    )
 
 
 def score_objects(

@@ -10,12 +10,11 @@ No label and no strong frozen network has a part in the training: masks may come
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -23,6 +22,7 @@ from uss_utils import crf, learning
 from uss_utils.datasets import SegmentationDataset, voc
 from uss_utils.datasets.objects import BACKGROUND
 from uss_utils.environment import generator
+from uss_utils.fitting import run, untrained
 from uss_utils.learning import Trained, Watch
 from uss_utils.mask_files import MaskFiles, open_masks
 from uss_utils.methods._maskcontrast_batches import TwoViewBatches
@@ -45,7 +45,7 @@ from uss_utils.segment_evaluation import VOC7, SegmentProtocol, evaluate_segment
 from uss_utils.segment_maps import label_maps, segment_prototypes
 from uss_utils.segmenter import Segmenter
 from uss_utils.segments import SegmentMemory, cluster_segments
-from uss_utils.training import History, fit
+from uss_utils.training import Step
 
 __all__ = [
     "PRESETS",
@@ -70,7 +70,6 @@ __all__ = [
     "train",
 ]
 
-CALIBRATION = 20  # batches from which an untrained network takes its statistics
 PREFETCH = 2  # threads that cut views while the network trains
 
 
@@ -124,8 +123,7 @@ def prepare(
     pairs = cut(images, masks, cfg.view_size, scale=cfg.scale)
     if progress and len(pairs) < len(images):
         print(f"masks: {len(pairs)} of {len(images)} images have one; they are used")
-    parts = {field.name: getattr(base, field.name) for field in fields(base)}
-    return Material(**parts, pairs=pairs, masks=masks)
+    return Material.of(base, pairs=pairs, masks=masks)
 
 
 def build(cfg: Config, material: Material) -> MaskContrast:
@@ -154,9 +152,7 @@ def build(cfg: Config, material: Material) -> MaskContrast:
         embedder, cfg.queue, cfg.temperature, cfg.key_momentum, generator(cfg.seed)
     )
     model.freeze_backbone_stages(cfg.frozen_stages)
-    model = model.to(material.device).train()
-    model.synchronise_batch_norm()
-    return model
+    return model.to(material.device).train()
 
 
 def train(
@@ -197,31 +193,30 @@ def train(
     model = build(cfg, material)
     readout = material.readout(cfg, cfg.dim)
 
+    def loss(model: MaskContrast, batch: dict[str, Tensor], step: Step) -> dict:
+        # Only now: before the first step nobody knew of the other processes.
+        model.synchronise_batch_norm()
+        return model(*seen(cfg, material, batch), step.generator)
+
     def current():
         head = EmbedderHead(model.query)
         return learning.assemble("maskcontrast", cfg, material, head, readout)
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    history = fit(
+    history = run(
+        cfg,
+        material,
         model,
-        lambda model, batch, step: model(*seen(cfg, material, batch), step.generator),
+        loss,
         material.pairs,
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
-        drop_last=True,
+        current,
         optimisers=optimiser(cfg, model),
         schedule=poly_schedule(every=max(1, material.objects // cfg.batch_size)),
-        precision=cfg.precision,
-        seed=cfg.seed,
-        device=material.device,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        on_step=learning.watcher(watch, watch_at, current),
+        watch=watch,
+        watch_at=watch_at,
         prefetch=PREFETCH,
-        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")}
-        | {"start": Path(cfg.start).name},
     )
     head = EmbedderHead(model.query)
     return learning.finish("maskcontrast", cfg, material, head, readout, history)
@@ -274,23 +269,14 @@ def seen(cfg: Config, material: Material, batch: dict[str, Tensor]) -> list[Tens
 
 
 def baseline(cfg: Config, material: Material) -> Trained:
-    """The same network before its first step, clustered and probed in the same way.
-
-    The statistics of its batch norms are those of training images, as after training:
-    without them it would look worse than it is.
+    """The same network before its first step; see :func:`uss_utils.fitting.untrained`.
 
     Args:
         cfg: the settings.
         material: from :func:`prepare`.
     """
-    model, draw = build(cfg, material), generator(cfg.seed)
-    # Dropout draws from the global generators.
-    with own_random_state(cfg.seed, material.device), torch.no_grad():
-        for _ in range(CALIBRATION):
-            rows = torch.randint(material.objects, (cfg.batch_size,), generator=draw)
-            batch = send_to_device(material.pairs.draw(rows, draw), material.device)
-            model.query.features(seen(cfg, material, batch)[0])
-    head, readout = EmbedderHead(model.query), material.readout(cfg, cfg.dim)
-    done = learning.finish("maskcontrast", cfg, material, head, readout, History())
-    done.segmenter.meta |= {"name": "maskcontrast, untrained", "steps": 0}
-    return done
+    model = build(cfg, material)
+    return untrained(
+        *("maskcontrast", cfg, material, material.pairs, EmbedderHead(model.query)),
+        lambda batch: model.query.features(seen(cfg, material, batch)[0]),
+    )

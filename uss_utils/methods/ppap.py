@@ -14,7 +14,7 @@ averaging, as released.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from uss_utils import learning
 from uss_utils.datasets import SegmentationDataset
+from uss_utils.fitting import run
 from uss_utils.frozen import Frozen
 from uss_utils.last_block import BlockHead, LastBlockTokens
 from uss_utils.learning import Material, Trained, Watch
@@ -45,7 +46,7 @@ from uss_utils.methods._ppap_sets import (
 from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
-from uss_utils.training import Step, fit
+from uss_utils.training import Step
 
 __all__ = [
     "PRESETS",
@@ -325,26 +326,21 @@ def train(
         tokens = material.source.feat(batch["input"])
         return model.step(tokens, batch.get("label"), step.generator)
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    history = fit(
+    history = run(
+        cfg,
+        material,
         trainer,
         losses,
         material.source,
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
-        drop_last=True,
+        current,
         optimisers=trainer.optimisers(),
         clip_norm={"net": cfg.clip},
-        precision=cfg.precision,
         scaler={"init_scale": 2048.0, "growth_interval": 1000},
-        seed=cfg.seed,
-        device=material.device,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        on_step=learning.watcher(watch, watch_at, current),
-        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")},
+        watch=watch,
+        watch_at=watch_at,
     )
     return learning.finish(
         "ppap", cfg, material, trainer.model.head, trainer.readout, history

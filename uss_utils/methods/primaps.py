@@ -14,7 +14,7 @@ step by labels of the evaluated split: the last step is reported.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from uss_utils.coded import Coded
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.environment import generator
 from uss_utils.evaluation import fit_map
+from uss_utils.fitting import run
 from uss_utils.learning import Trained, Watch, plain
 from uss_utils.methods._primaps_cache import MaskCache
 from uss_utils.methods._primaps_config import PRESETS, Config
@@ -58,7 +59,7 @@ from uss_utils.probes import ClusterProbe
 from uss_utils.readout import Readout, fit_linear
 from uss_utils.schedules import EMA
 from uss_utils.segmenter import Segmenter
-from uss_utils.training import History, Step, fit
+from uss_utils.training import History, Step
 
 __all__ = [
     "PRESETS",
@@ -176,30 +177,25 @@ def start(
         terms = model.losses(material.x(batch["input"]), batch.get("label"))
         return {"loss": sum(terms.values())} | terms
 
-    history = fit(
+    history = run(
+        cfg,
+        material,
         readout,
         losses,
         material.source,
         steps=cfg.start_steps if steps is None else steps,
         optimisers=readout.optimisers(cfg.linear_lr, cfg.cluster_lr),
         checkpoint=checkpoint,
-        **_common(cfg, material, progress),
+        progress=progress,
+        config=_agreed(cfg, material),
     )
     return readout, history
 
 
-def _common(cfg: Config, material: MaskedMaterial, progress) -> dict[str, Any]:
-    """Arguments that both trainings share."""
-    kept = {k: v for k, v in asdict(cfg).items() if k not in ("root", "cache", "base")}
-    return {
-        "batch_size": cfg.batch_size,
-        "drop_last": True,
-        "precision": cfg.precision,
-        "seed": cfg.seed,
-        "device": material.device,
-        "progress": progress,
-        "config": kept | {"grouped": material.source.backbone.fingerprint},
-    }
+def _agreed(cfg: Config, material: MaskedMaterial) -> dict[str, Any]:
+    """What a checkpoint has to agree with; the base counts by its content."""
+    kept = {k: v for k, v in cfg.of_training().items() if k != "base"}
+    return kept | {"grouped": material.source.backbone.fingerprint}
 
 
 def build(
@@ -270,19 +266,21 @@ def train(
     def current() -> Segmenter:
         return _segmenter(cfg, material, model.slow, model.linear, NAMES[1])
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    history = fit(
+    history = run(
+        cfg,
+        material,
         model,
         losses,
         Views(material, students=cfg.augment),
-        steps=cfg.steps,
+        current,
         optimisers=model.optimisers(cfg.lr, cfg.linear_lr),
         ema=follow,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
-        on_step=learning.watcher(watch, watch_at, current),
-        **_common(cfg, material, progress),
+        progress=progress,
+        watch=watch,
+        watch_at=watch_at,
+        config=_agreed(cfg, material),
     )
     linear = _linear(cfg, material, model.linear)
     parts = {NAMES[1]: model.slow, NAMES[2]: model.running}

@@ -12,7 +12,7 @@ counting are not repeated.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from uss_utils.correspondence import (
 )
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.features import correspondence_heatmap, sample_at
+from uss_utils.fitting import run
 from uss_utils.heads import SegmentationHead
 from uss_utils.learning import Trained, Watch
 from uss_utils.methods._stego_step import (
@@ -46,7 +47,6 @@ from uss_utils.presets import presets
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
 from uss_utils.similarity import label_cooccurrence
-from uss_utils.training import fit
 
 __all__ = [
     "PRESETS",
@@ -257,8 +257,7 @@ def prepare(
             features=source.batches(),
             progress=progress,
         )
-    parts = {field.name: getattr(base, field.name) for field in fields(base)}
-    return Material(**parts, neighbours=found)
+    return Material.of(base, neighbours=found)
 
 
 def build(cfg: Config, material: Material) -> StegoTrainer:
@@ -333,25 +332,21 @@ def train(
         parts = (trainer.head, trainer.readout)
         return learning.assemble("stego", cfg, material, *parts)
 
-    if watch is not None and 0 in watch_at:
-        watch(0, current())
-    history = fit(
+    history = run(
+        cfg,
+        material,
         trainer,
         lambda model, batch, step: model.step(batch, step.generator),
         Pairs(material.source, material.neighbours),
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
+        current,
         optimisers=trainer.optimisers(cfg.lr, cfg.linear_lr, cfg.cluster_lr),
-        precision=cfg.precision,
-        seed=cfg.seed,
-        device=material.device,
         # A last batch of one image would have no random partner.
         drop_last=len(material.source) % cfg.batch_size == 1,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        on_step=learning.watcher(watch, watch_at, current),
-        config={k: v for k, v in asdict(cfg).items() if k not in ("root", "cache")},
+        watch=watch,
+        watch_at=watch_at,
     )
     done = learning.finish(
         "stego", cfg, material, trainer.head, trainer.readout, history
