@@ -35,6 +35,17 @@ def test_all_kinds_occur(folder):
     assert max(max(image.size) for image in images) > 600
 
 
+def test_kinds_are_called_what_they_are(folder):
+    kinds = {"grey": "L", "transparent": "RGBA", "16 bits": "I;16", "palette": "P"}
+    for path in (folder / "imgs").glob("photo_*"):
+        with Image.open(path) as image:
+            mode, turn = image.mode, image.getexif().get(274, 1)
+        kind = photo_examples.kind_of(int(path.stem[-3:]))
+        assert mode == kinds.get(kind, "RGB")
+        assert turn == {"turned": 6, "upside down": 3}.get(kind, 1)
+    assert [photo_examples.kind_of(i) for i in range(3)] == ["plain", "plain", "turned"]
+
+
 def test_labels_lie_on_the_upright_pictures(folder):
     wrong = 0
     for path in list_pictures(folder / "labels"):

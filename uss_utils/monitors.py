@@ -117,7 +117,7 @@ def monitor(
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
-    """Do two descriptions order pairs of places alike, from strange to akin?
+    """Do two descriptions order pairs of places alike, from least to most similar?
 
     Spearman's rank correlation of two lists of cosines: any stretching that keeps
     their order, as a trained head does to the features' cosines, leaves it at 1.

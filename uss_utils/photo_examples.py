@@ -43,7 +43,7 @@ def write(folder: str | Path, n: int = 40, seed: int = 0, labels: int = 0) -> Pa
     folder = Path(folder)
     images = folder / "imgs" if labels else folder
     for i in range(n):
-        kind = _KINDS[i // 3 % len(_KINDS)] if i % 3 == 2 else _plain
+        kind = _KINDS.get(kind_of(i), _plain)
         pixels, label = _cut_out(i, seed, LARGE if kind is _large else None)
         data, ending = kind(pixels)
         name = f"photo_{i:03d}"
@@ -58,6 +58,11 @@ def write(folder: str | Path, n: int = 40, seed: int = 0, labels: int = 0) -> Pa
     for name, data in zip(BROKEN, broken, strict=True):
         _write(images / name, data)
     return folder
+
+
+def kind_of(index: int) -> str:
+    """What is special about a picture of :func:`write`; "plain" for most."""
+    return "plain" if index % 3 < 2 else list(_KINDS)[index // 3 % len(_KINDS)]
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -134,13 +139,13 @@ def _large(pixels: np.ndarray) -> tuple[bytes, str]:
     return _encoded(Image.fromarray(pixels), "JPEG", quality=90), "jpg"
 
 
-_KINDS = (
-    _turned(Image.Transpose.ROTATE_90, 6),
-    _grey,
-    _alpha,
-    _large,
-    _deep,
-    _turned(Image.Transpose.ROTATE_180, 3),
-    _palette,
-    _tiff,
-)
+_KINDS = {
+    "turned": _turned(Image.Transpose.ROTATE_90, 6),
+    "grey": _grey,
+    "transparent": _alpha,
+    "large": _large,
+    "16 bits": _deep,
+    "upside down": _turned(Image.Transpose.ROTATE_180, 3),
+    "palette": _palette,
+    "TIFF": _tiff,
+}
