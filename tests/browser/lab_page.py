@@ -1,9 +1,13 @@
 """A notebook opened in JupyterLab: run it, hear its kernel, look at its outputs."""
 
-import hashlib
+import base64
+import io
 import re
 import time
 from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
 
 from uss_utils import publishing
 
@@ -135,19 +139,18 @@ class LabPage:
         self._wait("() => heard.open.size === 0")
         return time.perf_counter() - started
 
-    def picture(self, outputs, before: str = "") -> str:
-        """Digest of all that is drawn in a cell.
+    def picture(self, outputs, before: list[str] | None = None) -> list[str]:
+        """All that is drawn in a cell, as text.
 
         Args:
             outputs: the cell's.
-            before: an earlier digest; another one is waited for, but not long.
+            before: an earlier picture; another one is waited for, but not long.
         """
         deadline = time.monotonic() + MOMENT
         while True:
-            drawn = "\n".join(outputs.evaluate(PICTURES))
-            digest = hashlib.sha256(drawn.encode()).hexdigest()
-            if digest != before or time.monotonic() > deadline:
-                return digest
+            drawn = outputs.evaluate(PICTURES)
+            if drawn != before or time.monotonic() > deadline:
+                return drawn
 
     def messages(self, group) -> list[str]:
         """Errors that a group of widgets shows to the reader."""
@@ -163,3 +166,22 @@ class LabPage:
 
     def _wait(self, condition: str, seconds: float = 60) -> None:
         self.page.wait_for_function(condition, timeout=1000 * seconds)
+
+
+def alike(one: list[str], two: list[str]) -> bool:
+    """Whether two pictures of a cell are the same but for a measured time or so."""
+    return len(one) == len(two) and all(map(_alike, one, two))
+
+
+def _alike(one: str, two: str) -> bool:
+    if one == two:
+        return True
+    if not (one.startswith("data:image/") and two.startswith("data:image/")):
+        return False
+    first, second = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))))
+        for text in (one, two)
+    )
+    if first.shape != second.shape:
+        return False
+    return (abs(first.astype(int) - second) > 32).mean() < 0.003
