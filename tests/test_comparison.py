@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from uss_utils import comparison
+from uss_utils import comparison, comparison_classes
 
 LINE = "map fitted on train labels by hungarian, single pass"
 
@@ -71,7 +71,7 @@ def test_the_table_shows_every_score_and_says_whose_labels_were_used():
     assert "| HSG † | – | 3.0 | 30.0 ± 0.0 |" in text
     assert "7 labelled training images" in text and "mean ± sd over 2 seeds" in text
     assert "† trains a whole network" in text and "`vit_tiny_scenes`" in text
-    assert "on the same 3 images" in text and LINE in text
+    assert "the same 3 images" in text and LINE in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
 
@@ -105,20 +105,68 @@ def test_gains_are_paired_by_seed_and_protocol():
     end.append(record("hsg", 90, 0, protocol=other))
     score = "cluster.train.miou"
     found = comparison.paired(start + end, "hsg, untrained", "hsg", score)
-    assert found == {0: 5, 1: 19}
+    assert found == {0: (10, 15), 1: (11, 30)}
     assert comparison.paired(end, "hsg, untrained", "hsg", score) == {}
 
 
+def test_pairs_as_a_table():
+    start = [record("hsg, untrained", v, s) for s, v in enumerate((10, 12))]
+    end = [record("hsg", 15, 0), record("hsg", 20, 1), record("hsg", 90, 2)]
+    pairs = {"hsg, untrained": "hsg", "stego": "primaps on stego"}
+    found = comparison.gains(start + end, pairs, [0, 1, 2])
+    assert found == {
+        "HSG, untrained → HSG": {
+            "before": "11.0 ± 1.4",
+            "after": "17.5 ± 3.5",
+            "gain": "+6.5 ± 2.1",
+            "seeds": 2,
+            "gains above 0": 2,
+        }
+    }
+    one = comparison.gains(start + end, pairs, [0])["HSG, untrained → HSG"]
+    assert one["gain"] == "+5.0"
+
+
+def test_kinds_are_not_compared():
+    names, share = comparison.wins(FULL)
+    assert names == ["k-means", "HSG †"] and np.isnan(share).all()
+    titled = {"k-means": 1, "STEGO": 2, "HSG †": 3}
+    assert comparison.same_kind(titled, "STEGO") == {"k-means": 1, "STEGO": 2}
+    assert comparison.same_kind(titled, "HSG †") == {"HSG †": 3}
+    share = np.array([[np.nan, 0, 0.5], [1, np.nan, np.nan], [0.5, np.nan, np.nan]])
+    assert comparison.clear_wins(share) == (1, 2)
+
+
+def test_names_that_differ_and_the_split_of_the_largest_class():
+    part = FULL[0]["cluster"]["train"]
+    other = {"train": part, "eval": part | {"map": [1, -1, 0]}}
+    found = comparison_classes.renamed([FULL[0], FULL[1] | {"cluster": other}])
+    assert found == {
+        "k-means": {
+            "renamed in": "1 of 2 seeds",
+            "classes": "sky",
+            "sky in its two largest clusters": "50 + 40",
+        }
+    }
+    assert comparison_classes.renamed(FULL[2:])["HSG †"]["classes"] == "–"
+
+
+def test_classes_bear_their_size():
+    assert comparison_classes.sized_classes(FULL) == ["sky 53%", "road 47%"]
+    with pytest.raises(ValueError, match="no record holds a confusion"):
+        comparison_classes.sized_classes([])
+
+
 def test_class_scores_are_means_over_the_seeds():
-    found = comparison.class_scores(FULL)
+    found = comparison_classes.class_scores(FULL)
     assert list(found) == ["k-means", "HSG †"]
     assert found["k-means"][0] == 31 and np.isnan(found["k-means"][1])
-    assert comparison.class_scores(FULL, "linear")["HSG †"][0] == 20
-    assert comparison.class_scores(FULL, "segments.kmeans") == {}
+    assert comparison_classes.class_scores(FULL, "linear")["HSG †"][0] == 20
+    assert comparison_classes.class_scores(FULL, "segments.kmeans") == {}
 
 
 def test_failures_name_the_worst_class_and_what_it_is_taken_for():
-    (found,) = comparison.failures(FULL[:2]).values()
+    (found,) = comparison_classes.failures(FULL[:2]).values()
     # Cluster 0 is called road, cluster 1 sky, cluster 2 nothing.
     assert found == {
         "worst class": "sky",
@@ -126,4 +174,4 @@ def test_failures_name_the_worst_class_and_what_it_is_taken_for():
         "taken for": "nothing",
         "share": 40,
     }
-    assert comparison.failures([]) == {}
+    assert comparison_classes.failures([]) == {}

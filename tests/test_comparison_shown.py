@@ -35,10 +35,13 @@ def test_both_maps_are_joined_seed_by_seed():
     figure = shown.both_maps(ROWS)
     drawn = [c.get_offsets() for c in figure.axes[0].collections]
     assert {31.0, 33.0, 21.0} <= {float(x) for each in drawn for x, _ in each}
+    assert "† a whole network trained" in texts(figure)
+    assert "accuracy of the clusters" in texts(shown.both_maps(ROWS, measure="acc"))
 
 
 def test_the_map_of_wins_holds_a_number_per_pair():
-    figure = shown.win_map(*comparison.wins(FULL))
+    pair = [record("stego", 33.0), record("kmeans", 30.0)]
+    figure = shown.win_map(*comparison.wins([*pair, *FULL[2:]]))
     assert "100" in texts(figure) and "HSG †" in texts(figure)
 
 

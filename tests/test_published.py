@@ -67,6 +67,21 @@ def test_the_table_shows_what_the_rows_have():
     assert published.table([]) == "no reported results"
 
 
+def test_the_short_list_has_one_benchmark_per_method():
+    rows = published.first()
+    benchmarks = {(row.method, row.benchmark) for row in rows}
+    assert len(benchmarks) == len({method for method, _ in benchmarks}) == 6
+    assert len(rows) < len(published.published()) / 2
+    keys = [(row.method, row.name, row.protocol) for row in rows]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_protocol_bears_the_same_number_in_every_table():
+    for row in published.published():
+        alone = published.table([row]).splitlines()[-1]
+        assert alone in published.table().splitlines()
+
+
 def test_every_line_of_the_table_has_every_column():
     lines = [x for x in published.table().splitlines() if x.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1

@@ -89,6 +89,7 @@ Evaluation
     monitors *      what can be watched where there are no labels
     records *       results on disk; boards: tables made from them
     comparison *    all methods in one table, from records; study: which are missing
+    comparison_classes  its classes: how each fares, what it is called
     published       what the papers report, number by number with its source
     segmenter *     a trained model as one object
     model_file      that object on disk

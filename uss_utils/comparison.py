@@ -17,6 +17,7 @@ from uss_utils.records import per_seed, scores, summarise
 Record = dict[str, Any]
 
 OWN_NETWORK = "pixels"  # the "backbone" of methods that train a whole network
+OWN = " †"  # ends their titles
 # Header of a column, and its score; {split} is the evaluated one.
 COLUMNS = {
     "accuracy": "cluster.train.acc",
@@ -24,8 +25,8 @@ COLUMNS = {
     "mIoU, named on {split}": "cluster.eval.miou",
     "linear probe mIoU": "linear.miou",
 }
-# The same for the CRF: the score without it on the same images, and with it.
-CRF_COLUMNS = {"mIoU + CRF": "cluster.train", "linear + CRF": "linear"}
+# What the CRF adds to these, on the images that are scored without and with it.
+CRF_COLUMNS = {"CRF adds (clusters)": "cluster.train", "CRF adds (linear)": "linear"}
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def name_of(record: Mapping[str, Any]) -> str:
     Args:
         record: a record, or a row.
     """
-    return title(record) + " †" * (record["backbone"] == OWN_NETWORK)
+    return title(record) + OWN * (record["backbone"] == OWN_NETWORK)
 
 
 def _cost(records: list[Record]) -> dict[str, Any]:
@@ -131,8 +132,9 @@ def _legend(found: Sequence[Mapping[str, Any]], sharpened: bool) -> list[str]:
         "training images, to train it. No label reached a head or a cluster."
     )
     lines.append(
-        "*Seconds*: of the training steps alone (k-means: of everything); features, "
-        "masks, regions and the pretraining of the ViT come on top."
+        "*Seconds*, mean per seed: for k-means of everything, for the others of the "
+        "training steps alone; features, masks, regions and the pretraining of the ViT "
+        "come on top."
     )
     if any(row["own_network"] for row in found):
         lines.append(
@@ -143,7 +145,10 @@ def _legend(found: Sequence[Mapping[str, Any]], sharpened: bool) -> list[str]:
         images = next(
             r["crf"]["images"] for x in found for r in x["records"] if "crf" in r
         )
-        lines.append(f"*+ CRF*: points it adds, on the same {images} images.")
+        lines.append(
+            f"*CRF adds*: points of mIoU; the same {images} images are scored without "
+            "and with it."
+        )
     kinds: dict[str, list[str]] = {}
     for row in found:
         kinds.setdefault(row["protocol"], []).append(row["title"])
@@ -174,22 +179,45 @@ def wins(
 
     Returns:
         Titles of the methods, and shares in [0, 1], float64 (M, M): row against
-        column, ties count half; NaN on the diagonal.
+        column, ties count half; NaN on the diagonal and between methods of different
+        kinds, on the frozen ViT and with a network of their own.
     """
     values = per_seed([r | {"name": name_of(r)} for r in records], score)
     share = np.full((len(values), len(values)), math.nan)
-    for i, mine in enumerate(values.values()):
-        for j, other in enumerate(values.values()):
-            if i != j:
-                a, b = np.array(mine)[:, None], np.array(other)
+    for i, (name, mine) in enumerate(values.items()):
+        for j, (other, theirs) in enumerate(values.items()):
+            if i != j and other in same_kind(values, name):
+                a, b = np.array(mine)[:, None], np.array(theirs)
                 share[i, j] = ((a > b) + 0.5 * (a == b)).mean()
     return list(values), share
 
 
+def clear_wins(share: np.ndarray) -> tuple[int, int]:
+    """How many pairs of methods are won by every seed of one of them, and of how many.
+
+    Args:
+        share: of :func:`wins`, (M, M).
+    """
+    upper = share[np.triu_indices(len(share), 1)]
+    known = upper[~np.isnan(upper)]
+    return int(((known == 0) | (known == 1)).sum()), len(known)
+
+
+def same_kind(titled: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What belongs to methods of one kind: on the frozen ViT, or networks of their own.
+
+    Args:
+        titled: title of a method, of :func:`name_of` -> anything.
+        name: title of a method of this kind.
+    """
+    own = name.endswith(OWN)
+    return {key: value for key, value in titled.items() if key.endswith(OWN) == own}
+
+
 def paired(
     records: Iterable[Record], before: str, after: str, score: str
-) -> dict[int, float]:
-    """Gain of every seed, where two models share start, data and protocol.
+) -> dict[int, tuple[float, float]]:
+    """Scores of every seed, where two models share start, data and protocol.
 
     Args:
         records: all of a folder, not only the methods' own.
@@ -198,7 +226,7 @@ def paired(
         score: a name of :func:`uss_utils.records.scores`.
 
     Returns:
-        Seed -> points gained; empty where one of the two is not there.
+        Seed -> score before and after; empty where one of the two is not there.
     """
     found: dict[str, dict[tuple, float]] = {before: {}, after: {}}
     for record in records:
@@ -207,77 +235,49 @@ def paired(
             key = record["seed"], record["protocol"]["line"]
             found[record["name"]][key] = value
     return {
-        key[0]: value - found[before][key]
+        key[0]: (found[before][key], value)
         for key, value in found[after].items()
         if key in found[before]
     }
 
 
-def class_scores(
-    records: Iterable[Record], path: str = "cluster.train"
-) -> dict[str, np.ndarray]:
-    """IoU of every class, mean over the seeds.
+def gains(
+    records: Iterable[Record],
+    pairs: Mapping[str, str],
+    seeds: Sequence[int],
+    score: str = "cluster.train.miou",
+) -> dict[str, dict[str, str]]:
+    """Table of pairs: before, after and gain, mean and spread over the seeds.
 
     Args:
-        records: of :meth:`uss_utils.study.Study.records`.
-        path: "cluster.train", "cluster.eval" or "linear".
+        records: all of a folder, not only the methods' own.
+        pairs: name of the model before -> of the model after.
+        seeds: that count.
+        score: a name of :func:`uss_utils.records.scores`.
 
     Returns:
-        Title of a method -> percent, float64 (K,); NaN where a class never occurs.
-    """
-    found: dict[str, list] = {}
-    for record in records:
-        node: Any = record
-        for key in path.split("."):
-            node = node.get(key, {})
-        if node:
-            found.setdefault(name_of(record), []).append(
-                [math.nan if value is None else value for value in node["iou"]]
-            )
-    return {name: _mean_of(values) for name, values in found.items()}
-
-
-def _mean_of(values: list[list[float]]) -> np.ndarray:
-    """Mean over the seeds; NaN, without a warning, where no seed has a value."""
-    table = np.array(values, dtype=float)
-    known = (~np.isnan(table)).sum(0)
-    total = np.nansum(table, 0)
-    return np.divide(total, known, out=np.full(len(total), math.nan), where=known > 0)
-
-
-def failures(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """Which class every method finds worst, and what it takes its pixels for.
-
-    Args:
-        records: of :meth:`uss_utils.study.Study.records`; the confusions of all seeds
-            of a method are added.
-
-    Returns:
-        Title of a method -> "worst class", its "IoU" in percent, "taken for" (the class
-        that most of its other pixels are called) and "share" of its pixels, in percent.
+        Titles of a pair -> "before", "after" and "gain" in words, "seeds" (number), and
+        "gains above 0". Pairs that were not made are left out.
     """
     records, found = list(records), {}
-    for name, iou in class_scores(records).items():
-        mine = [r for r in records if name_of(r) == name and "confusion" in r]
-        if not mine or np.isnan(iou).all():
+    called = {record["name"]: title(record) for record in records}
+    for before, after in pairs.items():
+        each = paired(records, before, after, score)
+        values = [each[seed] for seed in seeds if seed in each]
+        if not values:
             continue
-        classes, worst = mine[0]["classes"], int(np.nanargmin(iou))
-        called = sum(_called(record)[:, worst] for record in mine)
-        share = 100 * called / called.sum()
-        share[worst] = -1
-        other = int(share.argmax())
-        found[name] = {
-            "worst class": classes[worst],
-            "IoU": float(iou[worst]),
-            "taken for": [*classes, "nothing"][other],
-            "share": float(share[other]),
+        first, last = zip(*values, strict=True)
+        gained = [b - a for a, b in values]
+        found[f"{called[before]} → {called[after]}"] = {
+            "before": _spread(first),
+            "after": _spread(last),
+            "gain": _spread(gained, "+"),
+            "seeds": len(values),
+            "gains above 0": sum(gain > 0 for gain in gained),
         }
     return found
 
 
-def _called(record: Record) -> np.ndarray:
-    """Pixels per given name (row; the last: none) and true class (column)."""
-    counts = np.array(record["confusion"]["cluster"])
-    called = np.zeros((counts.shape[1] + 1, counts.shape[1]), dtype=np.int64)
-    np.add.at(called, record["cluster"]["train"]["map"], counts)  # -1: the last row
-    return called
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    sd = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.1f}{sd}"

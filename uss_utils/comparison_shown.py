@@ -7,6 +7,7 @@ import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -29,6 +30,7 @@ COSTS = {
 PLACES = ((6, 3), (-6, 3), (6, -3), (-6, -3), (0, 7), (0, -7), (0, 18), (0, -18))
 COLUMNS = 5  # panels beside each other
 OWN = "#8c8c8c"  # methods that train a network of their own stand apart
+OWN_LABEL = "† a whole network trained"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -52,33 +54,47 @@ def seed_points(rows: Rows, *, title: str = "") -> Figure:
             label = "_"  # once in the legend
     ax.set(xlabel="mIoU in percent, one mark per seed", title=title)
     ax.set_xlim(left=0)
-    figure.legend(loc="outside upper right", ncols=2)
+    _legend(figure, rows)
     return figure
 
 
-def both_maps(rows: Rows, *, title: str = "") -> Figure:
-    """Cluster mIoU under both ways to name clusters, joined by a line per seed.
+def both_maps(rows: Rows, *, measure: str = "miou", title: str = "") -> Figure:
+    """Clusters under both ways to name them, joined by a line per seed.
 
     Args:
         rows: of :func:`uss_utils.comparison.rows`.
+        measure: "miou" or "acc".
         title: the finding.
     """
     figure = new_figure(WIDTH, 0.9 + 0.36 * len(rows))
     ax = _named_rows(figure, rows)
     for y, row in enumerate(rows):
-        train, held = (_values(row, f"cluster.{on}.miou") for on in ("train", "eval"))
+        train, held = (
+            _values(row, f"cluster.{on}.{measure}") for on in ("train", "eval")
+        )
         place = y + np.linspace(-0.22, 0.22, len(held)) * (len(held) > 1)
         if len(train) == len(held):
             ax.hlines(place, train, held, color=OWN, linewidth=1.5)
-            ax.scatter(train, place, color=PLAIN, s=22, zorder=3)
-        ax.scatter(held, place, color=ACCENT, s=22, marker="|", zorder=4)
+            ax.scatter(train, place, color=PLAIN, s=14, zorder=3)
+        # A ring, so that both marks are seen where they agree.
+        ax.scatter(held, place, s=52, facecolors="none", edgecolors=ACCENT, zorder=4)
     split = rows[0]["split"] if rows else "val"
-    ax.scatter([], [], color=PLAIN, s=22, label="named by training labels")
+    ax.scatter([], [], color=PLAIN, s=14, label="named by training labels")
     named = f"named by the labels of {split}"
-    ax.scatter([], [], color=ACCENT, s=40, marker="|", label=named)
-    ax.set(xlabel="cluster mIoU in percent, one line per seed", title=title)
-    figure.legend(loc="outside upper right", ncols=2)
+    ax.scatter([], [], s=52, facecolors="none", edgecolors=ACCENT, label=named)
+    label = {"miou": "cluster mIoU", "acc": "accuracy of the clusters"}[measure]
+    ax.set(xlabel=f"{label} in percent, one mark of each per seed", title=title)
+    _legend(figure, rows)
     return figure
+
+
+def _legend(figure: Figure, rows: Rows) -> None:
+    """The marks, and the grey band where there is one."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if any(row["own_network"] for row in rows):
+        handles.append(Patch(color=OWN, alpha=0.25, linewidth=0))
+        labels.append(OWN_LABEL)
+    figure.legend(handles, labels, loc="outside upper right", ncols=3)
 
 
 def _named_rows(figure: Figure, rows: Rows) -> Axes:
@@ -108,8 +124,10 @@ def win_map(names: Sequence[str], share: np.ndarray, *, title: str = "") -> Figu
         title: the finding.
     """
     figure = new_figure(2.6 + 0.62 * len(names), 1.3 + 0.36 * len(names))
-    ax = _heat(figure, 100 * share, names, names, "% of the pairs of seeds", (0, 100))
-    ax.set(title=title, xlabel="beaten by it", ylabel="method")
+    label = "row wins, % of the pairs of seeds"
+    ax = _heat(figure, 100 * share, names, names, label, (0, 100), "vlag")
+    ax.patch.set(hatch="///", edgecolor="0.75")  # seen where there is no cell
+    ax.set(title=title, xlabel="against this one", ylabel="this method")
     return figure
 
 
@@ -212,6 +230,9 @@ def cost_against_quality(rows: Rows, cost: str = "seconds") -> Figure:
     ax.margins(x=0.25, y=0.15)
     ax.set_ylim(bottom=0)
     ax.set(xlabel=COSTS[cost], ylabel="cluster mIoU, mean ± sd")
+    if any(row["own_network"] for row in known):
+        ax.plot([], [], "o", color=OWN, label=OWN_LABEL)
+        figure.legend(loc="outside upper right")
     _place_labels(ax, known, cost)
     absent = [row["title"] for row in rows if row not in known]
     if absent:
@@ -309,7 +330,7 @@ def worst_pictures(
     for ax in axes.ravel():
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
-    for ax, word in zip(axes[:, 0], ("picture", "truth", "said"), strict=True):
+    for ax, word in zip(axes[:, 0], ("picture", "truth", "predicted"), strict=True):
         ax.set_ylabel(word)
     draw_legend(figure, classes, palette)
     return figure

@@ -78,8 +78,20 @@ def not_found() -> dict[str, str]:
     return dict(_read()["not_found"])
 
 
+def first() -> list[Published]:
+    """One result of every method and protocol: a short list, all in :func:`published`.
+
+    Of each, the first benchmark and the first backbone.
+    """
+    found: dict[tuple[str, str, str], Published] = {}
+    for row in published():
+        found.setdefault((row.method, row.name, row.protocol), row)
+    benchmarks = {row.method: row.benchmark for row in reversed(published())}
+    return [row for row in found.values() if row.benchmark == benchmarks[row.method]]
+
+
 def table(rows: Iterable[Published] | None = None, *, sources: bool = True) -> str:
-    """Markdown table of reported results, their protocols beneath.
+    """Markdown table of reported results, how to read it above, protocols beneath.
 
     Args:
         rows: from :func:`published`; None: all, with a line on what was not found.
@@ -88,7 +100,7 @@ def table(rows: Iterable[Published] | None = None, *, sources: bool = True) -> s
     shown = published() if rows is None else list(rows)
     if not shown:
         return "no reported results"
-    protocols = list(dict.fromkeys(row.protocol for row in shown))
+    protocols = list(_read()["protocols"].values())  # R1 is the same in every table
     columns = [c for c, pair in COLUMNS.items() if any(_has(r, pair) for r in shown)]
     header = ["method", "benchmark", "backbone", *columns, "protocol"]
     cells = [
@@ -102,9 +114,14 @@ def table(rows: Iterable[Published] | None = None, *, sources: bool = True) -> s
         ]
         for row in shown
     ]
-    lines = markdown_table([*header, *(["source"] if sources else [])], cells)
-    lines += ["", "Accuracy / mIoU in percent, as reported; – where it was not.", ""]
-    lines += [f"- R{i}: {line}" for i, line in enumerate(protocols, 1)]
+    lines = [
+        "Accuracy / mIoU in percent, as reported; – where it was not. R: protocol.",
+        "",
+    ]
+    lines += markdown_table([*header, *(["source"] if sources else [])], cells)
+    used = {row.protocol for row in shown}
+    numbered = enumerate(protocols, 1)
+    lines += ["", *(f"- R{i}: {line}" for i, line in numbered if line in used)]
     if rows is None:
         lines += [f"- {name.upper()}: {why}" for name, why in not_found().items()]
     return "\n".join(lines)
