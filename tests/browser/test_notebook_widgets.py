@@ -76,12 +76,13 @@ def started(lab, context) -> Iterator:
 
 @pytest.fixture(scope="module")
 def running(started) -> Callable:
-    """Function from a notebook's path to its page, where it runs on ``smoke``."""
+    """Function from a path to its page, where it runs on ``smoke``, and notebook."""
     pages: dict = {}
 
-    def run(path) -> LabPage:
+    def run(path) -> tuple[LabPage, nbformat.NotebookNode]:
         if path not in pages:
-            pages[path] = started(smoke(tools.read(path)))
+            notebook = smoke(tools.read(path))
+            pages[path] = started(notebook), notebook
         return pages[path]
 
     return run
@@ -91,7 +92,7 @@ def running(started) -> Callable:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", INTERACTIVE, ids=lambda path: path.stem)
 def test_every_control_changes_its_picture(running, path, request):
-    shown = running(path)
+    shown, notebook = running(path)
     # While its controls are tried, the next notebook runs on another core.
     own = request.node.originalname
     todo = [
@@ -101,7 +102,7 @@ def test_every_control_changes_its_picture(running, path, request):
     ]
     for following in todo[todo.index(path) + 1 :][:1]:
         running(following)
-    found = complaints(shown, tools.read(path))
+    found = complaints(shown, notebook)
     shown.close()
     assert found == [], "\n".join(found)
 
