@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tests import notebook_tools as tools
-from uss_utils import notebooks, publishing
+from uss_utils import course, notebooks, publishing
 from uss_utils.paths import repo_root, runs_dir
 
 QUICK = 45
@@ -71,7 +71,8 @@ def test_committed_numbers_are_those_of_a_fresh_run(path, tmp_path):
     fresh = _fresh_record(path)
     if fresh is None:
         seconds = committed.get("seconds")
-        if seconds is None or seconds > QUICK:
+        # Where no record lies the gathering ones make all of them first.
+        if seconds is None or seconds > QUICK or path.stem in course.GATHERING:
             pytest.skip(f"takes {seconds} s: run `make course` first, then this test")
         result = tools.execute(path, tmp_path, "scenes", timeout=1200)
         assert result.ok, result.error
