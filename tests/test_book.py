@@ -75,6 +75,12 @@ def prose_of(notebook):
     return [cell.source for cell in cells if cell.cell_type == "markdown"]
 
 
+def tables_of(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    data = (out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
+    return [each["text/markdown"] for each in data if "text/markdown" in each]
+
+
 class TestTheCourse:
     def test_sphinx_finds_nothing_wrong(self, site):
         assert site.warnings == []
@@ -143,7 +149,8 @@ class TestTheCourse:
     def test_solutions_are_collapsed(self, site, leaves):
         for notebook in notebooks.find():
             leaf = leaves[page_of(site, notebook)]
-            assert leaf.details == "".join(prose_of(notebook)).count("<details")
+            texts = [*prose_of(notebook), *tables_of(notebook)]
+            assert leaf.details == "".join(texts).count("<details")
             assert leaf.details >= 2 and "<details open" not in leaf.text
             # Code of a solution lies between the tags, not behind them.
             inside = re.findall(r"<details>.*?</details>", leaf.text, re.DOTALL)

@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from tests.models import Stripes
 from uss_utils import crf, datasets, methods
 from uss_utils.backbones import tiny_vit
+from uss_utils.boards import title
 from uss_utils.evaluation import evaluate, read_records, write_record
 from uss_utils.features import extract
 from uss_utils.methods import kmeans
 from uss_utils.methods.kmeans import Config
+from uss_utils.records import summarise
 from uss_utils.sampling import labels
 from uss_utils.segmenter import Segmenter
 
@@ -198,7 +200,9 @@ def test_ladder_has_every_rung_and_seed():
         assert {"train", "eval"} == set(record["cluster"])
         assert record["overrides"] == smoke().overrides()
     board = kmeans.table(records)
-    assert board.count("| kmeans: ") == len(kmeans.ROWS)
+    titles = {title(row) for row in summarise(records)}
+    assert len(titles) == len(kmeans.ROWS)
+    assert all(board.count(f"| {each} |") == 1 for each in titles)
 
 
 def test_known_features_are_not_computed_again(sets, monkeypatch):
