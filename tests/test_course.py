@@ -284,23 +284,23 @@ class TestSideBySide:
             "    time.sleep(0.1)\n"
             "assert os.environ['OMP_NUM_THREADS'] == '1'"
         )
-        monkeypatch.setattr(course, "GATHERING", ("02_c",))
+        monkeypatch.setattr(course, "GATHERING", ("00_c",))
         paths = [
-            write(tmp_path / "00_a.ipynb", meet.format("a", "b")),
-            write(tmp_path / "01_b.ipynb", meet.format("b", "a"), "1 / 0"),
             write(
-                tmp_path / "02_c.ipynb",
+                tmp_path / "00_c.ipynb",
                 "import json, pathlib\n"
-                "for name in ('00_a', '01_b'):\n"
+                "for name in ('01_a', '02_b'):\n"
                 "    path = pathlib.Path('out/smoke/notebooks') / f'{name}.ipynb'\n"
                 "    assert json.loads(path.read_text())['cells']",
             ),
+            write(tmp_path / "01_a.ipynb", meet.format("a", "b")),
+            write(tmp_path / "02_b.ipynb", meet.format("b", "a"), "1 / 0"),
         ]
         found = course.run(paths, "smoke", tmp_path / "out", jobs=2, timeout=60)
         assert [(r.notebook, r.ok) for r in found] == [
-            ("00_a", True),
-            ("01_b", False),
-            ("02_c", True),
+            ("00_c", True),
+            ("01_a", True),
+            ("02_b", False),
         ]
         assert all(r.peak_mb > 20 for r in found)
         assert "2 of 3 notebooks in" in capsys.readouterr().out

@@ -43,7 +43,7 @@ __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
 # These presets use what ships with the course: a request to a hub would be a mistake.
 OFFLINE_PRESETS = ("smoke", "scenes")
 CELL_TIMEOUT = 1800
-GATHERING = ("10_comparison",)  # these read the records of all notebooks before them
+GATHERING = ("10_comparison",)  # these read records of others: they run after them
 MEMORY = 3e9  # bytes that a notebook may need on the scenes
 
 
@@ -166,29 +166,30 @@ def _side_by_side(
     """Several at a time; what was finished stands in ``results`` whatever happens."""
     print(f"{len(paths)} notebooks, {jobs} at a time", flush=True)
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _ignore_interrupts)
-    futures: list[Future] = []
+    futures: dict[int, Future] = {}
 
     def say(name: str, future: Future) -> None:
         if not future.cancelled() and not future.exception():
             print(f"{name}\n{_line(future.result())}", flush=True)
 
+    gathers = [path.stem in GATHERING for path in paths]
     try:
-        for path, task in zip(paths, work, strict=True):
-            if path.stem in GATHERING:
-                wait(futures)
-            futures.append(pool.submit(task))
-            futures[-1].add_done_callback(partial(say, path.stem))
-        wait(futures)
+        for i in sorted(range(len(paths)), key=gathers.__getitem__):
+            if gathers[i]:
+                wait(futures.values())
+            futures[i] = pool.submit(work[i])
+            futures[i].add_done_callback(partial(say, paths[i].stem))
+        wait(futures.values())
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in psutil.Process().children(recursive=True):
             process.kill()
         raise
     finally:
-        done = [f for f in futures if f.done() and not f.cancelled()]
+        done = [f for _, f in sorted(futures.items()) if f.done() and not f.cancelled()]
         results += [f.result() for f in done if not f.exception()]
         pool.shutdown()
-    broken = [f.exception() for f in futures if f.exception()]
+    broken = [f.exception() for f in futures.values() if f.exception()]
     if broken:
         raise RuntimeError(f"a notebook's process ended: {broken[0]}") from broken[0]
 
