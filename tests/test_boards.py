@@ -143,3 +143,12 @@ def test_markdown_table():
         "| --- | --- |",
         "| 1 | 2 |",
     ]
+
+
+def test_crf_scores_of_some_images_are_told_beneath():
+    score = {"crf.cluster.train.miou": 50.0, "crf.cluster.train.miou.sd": None}
+    rows = [row("a", **score), row("b", **score)]
+    assert lines_of(board(rows))[0] == "| method | accuracy | mIoU | mIoU + CRF |"
+    found = board([each | {"crf_images": 24} for each in rows])
+    assert lines_of(found)[0] == "| method | accuracy | mIoU |"
+    assert "- mIoU + CRF (of 24 images alone): grey: a 50.0" in found

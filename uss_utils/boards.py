@@ -86,7 +86,11 @@ def board(rows: Sequence[Row]) -> str:
 def _table(rows: list[Row], protocols: list[str]) -> str:
     split = rows[0]["split"]
     filled = {head: [row for row in rows if s in row] for head, s in COLUMNS.items()}
-    rare = [h for h, found in filled.items() if 0 < len(found) <= RARE * len(rows)]
+    rare = [
+        head
+        for head, found in filled.items()
+        if found and (len(found) <= RARE * len(rows) or _part(head, found))
+    ]
     columns = [h for h, found in filled.items() if found and h not in rare]
     facts = [key for key in FACTS if not _agree(rows, key)]
     if _ambiguous(rows, facts):
@@ -102,7 +106,7 @@ def _table(rows: list[Row], protocols: list[str]) -> str:
     ]
     lines = [_heading(rows), "", *markdown_table(header + ["seeds"] * many, cells)]
     beneath = [
-        f"- {head.format(split=split)}: "
+        f"- {head.format(split=split)}{_part(head, filled[head])}: "
         + "; ".join(f"{title(row)} {_mean(row, COLUMNS[head])}" for row in filled[head])
         for head in rare
     ]
@@ -117,6 +121,13 @@ def _table(rows: list[Row], protocols: list[str]) -> str:
         )
         beneath.append(f"- backbone: `{common}`, but {', '.join(others)}")
     return "\n".join([*lines, "", *beneath] if beneath else lines)
+
+
+def _part(head: str, rows: list[Row]) -> str:
+    """Says that a column with the CRF is of some of the images alone."""
+    numbers = {row.get("crf_images") for row in rows} if "CRF" in head else set()
+    some = sorted(number for number in numbers if number)
+    return f" (of {' or '.join(map(str, some))} images alone)" if some else ""
 
 
 def _heading(rows: list[Row]) -> str:

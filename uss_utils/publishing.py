@@ -245,7 +245,7 @@ def publish_minutes(
         "",
         f"Minutes of one run of the `scenes` preset on {machine}: "
         f"{minutes(sum(seconds))} in all, at most {max(peaks) / 1000:.1f} GB of "
-        "memory.",
+        "memory each. `make course` runs as many at a time as there are cores.",
     ]
     replace_between(readme, COURSE, "\n".join(lines))
 

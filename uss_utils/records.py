@@ -204,7 +204,8 @@ def summarise(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         Rows in the order in which their kind first occurs: the fields of
-        :data:`GROUP`, ``protocol`` (its printed line), ``seeds`` (list), and for every
+        :data:`GROUP`, ``protocol`` (its printed line), ``seeds`` (list), ``crf_images``
+        (how many went through the CRF; None: all, or none), and for every
         score of :func:`scores` its mean under its own name and its sample standard
         deviation under the name + ``.sd`` (None with a single seed).
     """
@@ -220,13 +221,23 @@ def summarise(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _spread(group: list[dict[str, Any]]) -> dict[str, Any]:
     # The last record of a seed wins: the same run evaluated again is no second sample.
     by_seed = {record["seed"]: scores(record) for record in group}
-    row: dict[str, Any] = {"seeds": list(by_seed)}
+    row: dict[str, Any] = {"seeds": list(by_seed), "crf_images": _some(group)}
     names = dict.fromkeys(name for found in by_seed.values() for name in found)
     for name in names:
         values = [found[name] for found in by_seed.values() if name in found]
         row[name] = statistics.fmean(values)
         row[name + ".sd"] = statistics.stdev(values) if len(values) > 1 else None
     return row
+
+
+def _some(group: list[dict[str, Any]]) -> int | None:
+    """Images that went through the CRF, where those are not all."""
+    counts = {
+        record["crf"]["images"]
+        for record in group
+        if record.get("crf", {}).get("images", record["images"]) < record["images"]
+    }
+    return max(counts, default=None)
 
 
 def leaderboard(records: Iterable[dict[str, Any]]) -> str:
