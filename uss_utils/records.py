@@ -235,7 +235,7 @@ def _some(group: list[dict[str, Any]]) -> int | None:
     counts = {
         record["crf"]["images"]
         for record in group
-        if record.get("crf", {}).get("images", record["images"]) < record["images"]
+        if 0 < record.get("crf", {}).get("images", 0) < record["images"]
     }
     return max(counts, default=None)
 

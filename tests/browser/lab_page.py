@@ -65,6 +65,10 @@ async outputs => {
 """
 
 
+EARLY = "No such comm target registered: jupyter.widget.control"
+COMM = re.compile(r"No such comm( target registered)?: [\w.-]+\s*$")
+
+
 class LabPage:
     """A page of the browser that shows one notebook.
 
@@ -106,7 +110,11 @@ class LabPage:
     def errors(self) -> list[str]:
         """What the kernel reported since the last call, by whatever code."""
         told = self.page.evaluate("() => heard.errors.splice(0)")
-        return [re.sub(r"\x1b\[[\d;]*m", "", text) for text in told]
+        told = [re.sub(r"\x1b\[[\d;]*m", "", text) for text in told]
+        # A page that opens asks the kernel for widgets of an earlier visit. Where no
+        # cell has imported ipywidgets yet, the kernel complains; nothing is lost.
+        early = any(EARLY in text for text in told)
+        return [text for text in told if not (early and COMM.match(text))]
 
     def views(self) -> list[int]:
         """Number of groups of widgets in each code cell, in order."""
