@@ -31,7 +31,7 @@ def test_overlays_mix_and_outline():
     mixed = painting.overlay(pixels, ids, PALETTE)
     assert mixed[3, 2].tolist() == [144, 55, 55]
     assert mixed[3, 7].tolist() == [100, 100, 100]  # no class: the photograph
-    assert mixed[3, 5].tolist() == [255, 255, 255]  # the border
+    assert mixed[3, 4].tolist() == [255, 255, 255]  # the border
     assert mixed.dtype == np.uint8
 
 

@@ -286,3 +286,11 @@ def test_bad_input_gives_one_clear_error():
         ultrametric_tree(strength[:3], np.zeros((4, 4), np.int64), lab)
     with pytest.raises(ValueError, match="without gaps"):
         ultrametric_tree(strength, np.full((4, 4), 1), lab)
+
+
+def test_borders_stand_before_a_change():
+    ids = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]])
+    expected = [[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert regions.borders(ids).astype(int).tolist() == expected
+    assert regions.borders(ids[::-1], 2).astype(int).tolist()[:2] == [[1] * 4] * 2
+    assert not regions.borders(np.zeros((1, 1), int)).any()

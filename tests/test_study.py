@@ -1,6 +1,7 @@
 """A study: which records are there, what is missing, and how it is made."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,12 +163,12 @@ def test_a_trained_method_goes_the_same_way(tmp_path):
 
 def test_models_are_kept_with_the_seconds_of_their_training(made, tmp_path):
     model = study(made).model("kmeans", device="cpu")
-    (path,) = runs.keep([Trained(model, History(seconds=1.234))], tmp_path)
+    (path,) = runs.save([Trained(model, History(seconds=1.234))], tmp_path)
     assert path == runs.model_path(tmp_path, "kmeans", 0)
     assert Segmenter.load(path).meta["training_seconds"] == 1.23
     slow = study(made, seeds=(1,)).model("kmeans", device="cpu")
     slow.meta["name"] = "kmeans, slow start"
-    found = runs.keep([Trained(model, History(), {"slow": slow}), model], tmp_path)
+    found = runs.save([Trained(model, History(), {"slow": slow}), model], tmp_path)
     stems = ["kmeans-seed0", "kmeans-seed1-slow-start", "kmeans-seed0"]
     assert [path.stem for path in found] == stems
 
@@ -178,6 +179,15 @@ def test_scores_are_kept_beside_the_models_under_runs(made, tmp_path, monkeypatc
     (path,) = runs.keep([model], "smoke", [record])
     assert path == runs.model_path(tmp_path / "smoke", "kmeans", 0)
     assert read_records(tmp_path / "smoke" / "records") == [record]
+
+
+def test_a_relative_folder_is_that_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "elsewhere"))
+    cfg = kmeans.Config.preset("smoke", **SMALL)
+    runs.train(kmeans, cfg, [0], Path("out"), device="cpu")
+    assert runs.model_path(tmp_path / "out", "kmeans", 0).is_file()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_an_absent_model_is_named(tmp_path):

@@ -100,14 +100,16 @@ def _table(rows: list[Row], protocols: list[str]) -> str:
     cells = [
         [title(row) + _letter(row, protocols)]
         + [fact(row, key) for key in facts]
-        + [_mean(row, COLUMNS[head]) for head in columns]
+        + [mean_sd(row, COLUMNS[head]) for head in columns]
         + [str(len(row["seeds"]))] * many
         for row in rows
     ]
     lines = [_heading(rows), "", *markdown_table(header + ["seeds"] * many, cells)]
     beneath = [
         f"- {head.format(split=split)}{_part(head, filled[head])}: "
-        + "; ".join(f"{title(row)} {_mean(row, COLUMNS[head])}" for row in filled[head])
+        + "; ".join(
+            f"{title(row)} {mean_sd(row, COLUMNS[head])}" for row in filled[head]
+        )
         for head in rare
     ]
     backbones = _backbones(rows)
@@ -223,8 +225,15 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
-def _mean(row: Row, name: str) -> str:
-    if name not in row:
+def mean_sd(row: Row, name: str, sign: str = "") -> str:
+    """A score of a row in words: its mean ± its spread, a dash where there is none.
+
+    Args:
+        row: with the score under its name, the spread under the name + ``.sd``.
+        name: of the score.
+        sign: "+" shows the sign of positive numbers, too.
+    """
+    if row.get(name) is None:
         return "–"
     sd = row[name + ".sd"]
-    return f"{row[name]:.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
+    return f"{row[name]:{sign}.1f}" + (f" ± {sd:.1f}" if sd is not None else "")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uss_utils.boards import markdown_table, title
+from uss_utils.boards import markdown_table, mean_sd, title
 from uss_utils.records import per_seed, scores, summarise
 
 Record = dict[str, Any]
@@ -108,8 +108,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             row["title"],
             "–" if row["parameters"] is None else f"{row['parameters']:,}",
             "–" if row["seconds"] is None else f"{row['seconds']:.1f}",
-            *(_mean(row, name) for name in COLUMNS.values()),
-            *(_mean(row, name, "+") for name in gains.values()),
+            *(mean_sd(row, name) for name in COLUMNS.values()),
+            *(mean_sd(row, name, "+") for name in gains.values()),
         ]
         for row in found
     ]
@@ -159,13 +159,6 @@ def _legend(found: Sequence[Mapping[str, Any]], sharpened: bool) -> list[str]:
 def _common_backbone(found: Sequence[Mapping[str, Any]]) -> str:
     names = [row["backbone"] for row in found if not row["own_network"]]
     return statistics.mode(names) if names else "backbone"
-
-
-def _mean(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-    if row.get(name) is None:
-        return "–"
-    sd = row[name + ".sd"]
-    return f"{row[name]:{sign}.1f}" + (f" ± {sd:.1f}" if sd is not None else "")
 
 
 def wins(

@@ -88,7 +88,7 @@ class Frozen(nn.Module):
         # In-place changes raise a tensor's version, so a stale value is never returned.
         versions = [tensor._version for tensor in state.values()]
         if getattr(self, "_fingerprint", (None,))[0] != versions:
-            self._fingerprint = versions, _digest(self._kind(), state)
+            self._fingerprint = versions, weights_digest(self._kind(), state)
         return self._fingerprint[1]
 
     def _kind(self) -> str:
@@ -187,7 +187,8 @@ def _next_sizes(side: str, size: int, patch: int) -> str:
     return f"{side} {size} -> {below} or {below + patch}"
 
 
-def _digest(kind: str, state: dict[str, Tensor]) -> str:
+def weights_digest(kind: str, state: dict[str, Tensor]) -> str:
+    """Digest of weights, and of words that say what they are for."""
     digest = hashlib.sha256(kind.encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -21,6 +21,7 @@ from uss_utils.clustering import assign, kmeans
 from uss_utils.counting import Counts
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise, to_uint8
+from uss_utils.metrics import rand_index
 from uss_utils.pictures import (
     MAX_SIDE,
     Picture,
@@ -28,7 +29,7 @@ from uss_utils.pictures import (
     read_picture,
     working_size,
 )
-from uss_utils.regions import contour_strength
+from uss_utils.regions import borders, contour_strength
 from uss_utils.sampling import sample_tokens
 
 if TYPE_CHECKING:
@@ -162,10 +163,7 @@ def edge_shares(image: np.ndarray, ids: np.ndarray, near: int) -> tuple[float, f
         raise ValueError(
             f"image {image.shape[:2]} and segments {ids.shape} differ in size"
         )
-    border = np.zeros(ids.shape, bool)
-    border[:-1] |= ids[:-1] != ids[1:]
-    border[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    border = binary_dilation(border, np.ones((3, 3), bool), iterations=near)
+    border = binary_dilation(borders(ids), np.ones((3, 3), bool), iterations=near)
     strength = contour_strength(image)[1]
     # More than the limit, not from it on: else a flat image would be all edge.
     edge = strength > np.quantile(strength, 1 - STRONG)
@@ -174,7 +172,9 @@ def edge_shares(image: np.ndarray, ids: np.ndarray, near: int) -> tuple[float, f
 
 
 def same_grouping(first: Tensor, second: Tensor) -> float:
-    """Adjusted Rand index: do two clusterings put the same places together?
+    """Do two clusterings put the same places together?
+
+    The adjusted Rand index, :func:`uss_utils.metrics.rand_index`, of two maps.
 
     Two runs that differ only in their seed should. It needs no matching: names of
     clusters do not count. Cannot tell whether the groups mean anything: two clusters
@@ -189,8 +189,6 @@ def same_grouping(first: Tensor, second: Tensor) -> float:
 
     Raises:
         ValueError: shapes differ, or fewer than two places.
-
-    Source: Hubert and Arabie, "Comparing partitions", Journal of Classification 1985.
     """
     if first.shape != second.shape or first.numel() < 2:
         raise ValueError(
@@ -200,15 +198,7 @@ def same_grouping(first: Tensor, second: Tensor) -> float:
     a, b = first.flatten().long(), second.flatten().long()
     width = int(b.max()) + 1
     table = torch.bincount(a * width + b, minlength=(int(a.max()) + 1) * width)
-    table = table.view(-1, width).double()
-
-    def pairs_of(count: Tensor) -> float:
-        return float((count * (count - 1) / 2).sum())
-
-    rows, columns = pairs_of(table.sum(1)), pairs_of(table.sum(0))
-    both, total = pairs_of(table), a.numel() * (a.numel() - 1) / 2
-    chance, most = rows * columns / total, (rows + columns) / 2
-    return 1.0 if most == chance else (both - chance) / (most - chance)
+    return rand_index(table.view(-1, width))
 
 
 def stability(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from uss_utils.paths import atomic_file
+from uss_utils.regions import borders
 
 NO_CLASS = 255  # how -1 is stored
 GREY = (128, 128, 128)
@@ -76,7 +77,8 @@ def overlay(
     mixed += tints[stored]
     mixed >>= 8
     mixed = mixed.astype(np.uint8)
-    mixed[_outlines(stored)] = 255
+    # A thin line at every size.
+    mixed[borders(stored, 1 + max(stored.shape) // 1000)] = 255
     return mixed
 
 
@@ -93,15 +95,6 @@ def _shrunk(
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     labels = Image.fromarray(stored).resize(size, Image.Resampling.NEAREST)
     return np.asarray(image), np.asarray(labels)
-
-
-def _outlines(ids: np.ndarray) -> np.ndarray:
-    """Pixels beside another region; a thin line at every size. Bool (H, W)."""
-    reach = 1 + max(ids.shape) // 1000
-    line = np.zeros(ids.shape, dtype=bool)
-    line[reach:] |= ids[reach:] != ids[:-reach]
-    line[:, reach:] |= ids[:, reach:] != ids[:, :-reach]
-    return line
 
 
 def thumbnail(pixels: np.ndarray, tinted: np.ndarray, height: int = THUMB) -> Image:

@@ -27,6 +27,7 @@ from uss_utils import contact_sheet, crf, naming, painting
 from uss_utils.datasets.labels import voc_palette
 from uss_utils.datasets.transforms import Transform
 from uss_utils.evaluation import evaluate
+from uss_utils.frozen import weights_digest
 from uss_utils.monitors import monitor
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.photo_files import (
@@ -362,8 +363,10 @@ def _fingerprint(segmenter: Segmenter) -> str:
         names,
         palette.tolist(),
     ]
-    digest = hashlib.sha256(json.dumps(told, default=str).encode())
-    for part in (segmenter.head, segmenter.cluster_probe):
-        for name, value in part.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    parts = {"head": segmenter.head, "cluster_probe": segmenter.cluster_probe}
+    state = {
+        f"{part}.{name}": value
+        for part, module in parts.items()
+        for name, value in module.state_dict().items()
+    }
+    return weights_digest(json.dumps(told, default=str), state)

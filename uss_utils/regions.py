@@ -76,6 +76,22 @@ class Tree:
         return first.argsort().argsort()[region]
 
 
+def borders(ids: np.ndarray, reach: int = 1) -> np.ndarray:
+    """Pixels whose right or lower neighbour is in another region.
+
+    Args:
+        ids: region of every pixel, integers (H, W).
+        reach: how far away the neighbour is: the width of the line.
+
+    Returns:
+        Bool (H, W).
+    """
+    found = np.zeros(ids.shape, bool)
+    found[:-reach] |= ids[:-reach] != ids[reach:]
+    found[:, :-reach] |= ids[:, :-reach] != ids[:, reach:]
+    return found
+
+
 def contour_strength(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How strongly colours change around every pixel.
 

@@ -15,7 +15,7 @@ from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
 from uss_utils.hierarchy import mean_coloured
 from uss_utils.masks_shown import enlarge
 from uss_utils.objects_shown import bare
-from uss_utils.regions import Tree, raised_threshold, working_size
+from uss_utils.regions import Tree, borders, raised_threshold, working_size
 
 LINE = np.array([255, 235, 60], dtype=np.uint8)
 GOLDEN = (5**0.5 - 1) / 2
@@ -30,15 +30,6 @@ def many_colours(n: int) -> np.ndarray:
     strong = 0.45 + 0.5 * ((number * 3) % 4) / 3
     colours = hsv_to_rgb(np.stack([hue, strong, light], 1).reshape(-1, 3))
     return np.rint(255 * colours).astype(np.uint8)
-
-
-def borders(ids: Any) -> np.ndarray:
-    """Pixels whose right or lower neighbour is in another region, bool (H, W)."""
-    ids = to_numpy(ids)
-    found = np.zeros(ids.shape, bool)
-    found[:-1] |= ids[:-1] != ids[1:]
-    found[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    return found
 
 
 def outlined(image: Any, ids: Any) -> np.ndarray:

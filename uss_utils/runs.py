@@ -122,7 +122,7 @@ def trainings(
             model = method.train(own, device=device, progress=progress)
             trained = Trained(model, History(seconds=time.perf_counter() - begun))
         models = [trained.segmenter, *trained.others.values()]
-        yield Training(own, models, keep([trained], folder))
+        yield Training(own, models, save([trained], folder))
 
 
 def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
@@ -138,27 +138,21 @@ def model_path(folder: Path, method: str, seed: int, word: str = "") -> Path:
     return folder / "models" / f"{method}-seed{seed}{ending}.safetensors"
 
 
-def keep(
-    trained: Iterable[Trained | Segmenter],
-    folder: str | Path,
-    records: Iterable[dict[str, Any]] = (),
-) -> list[Path]:
-    """Save trained models, and their scores, where later runs look for them.
+def save(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
+    """Save trained models where later runs look for them.
 
     Args:
         trained: models, with or without the history of their training, which tells how
             long it took.
-        folder: of the run, such as the preset's name, under ``runs/``; existing models
-            of the same methods and seeds are replaced.
-        records: from :func:`~uss_utils.evaluation.evaluate`.
+        folder: of the run; existing models of the same methods and seeds are replaced.
 
     Returns:
-        The files of the models.
+        The files.
 
     Raises:
         OSError: the folder is read-only or the disk is full.
     """
-    folder, paths = runs_dir() / folder, []
+    paths = []
     for each in trained:
         models = [each]
         if isinstance(each, Trained):
@@ -171,9 +165,25 @@ def keep(
             word = re.sub(r"\W+", "-", name).strip("-")
             place = model_path(folder, model.method, model.meta["seed"], word)
             paths.append(model.save(place))
+    return paths
+
+
+def keep(
+    trained: Iterable[Trained | Segmenter],
+    run: str,
+    records: Iterable[dict[str, Any]],
+) -> list[Path]:
+    """Save a notebook's models and scores for the notebooks after it.
+
+    Args:
+        trained: as in :func:`save`.
+        run: name of a folder under ``runs/``, the preset's.
+        records: from :func:`~uss_utils.evaluation.evaluate`.
+    """
+    folder = runs_dir() / run
     for record in records:
         write_record(record, folder / "records")
-    return paths
+    return save(trained, folder)
 
 
 def score(

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.models import boxes, weights
-from uss_utils import fitting, learning, ranks, training
+from tests.models import assert_joined, boxes, weights
+from uss_utils import learning
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import hsg, kmeans
 from uss_utils.methods._hsg_evaluation import embedding_of
@@ -318,16 +316,6 @@ def test_retrieval_takes_any_model():
 
 
 def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
-    cfg, begun = smoke(), []
+    cfg = smoke()
     material = hsg.prepare(cfg, boxes())
-
-    def fit(*args, **options):
-        begun.append(True)
-        return training.fit(*args, **options)
-
-    # Processes meet when the loop begins; torch's layer trains alone on a CPU, too.
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
-    monkeypatch.setattr(fitting, "fit", fit)
-    net = hsg.train(cfg, material).segmenter.head.net
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert_joined(monkeypatch, lambda: hsg.train(cfg, material).segmenter)

@@ -5,12 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.datasets.benchmark_files import make_voc
-from tests.models import Boxes, boxes, weights
-from uss_utils import fitting, learning, ranks, runs, training
+from tests.models import Boxes, assert_joined, boxes, weights
+from uss_utils import learning, runs
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import maskcontrast
 from uss_utils.methods.maskcontrast import Config
@@ -218,19 +216,9 @@ def test_views_from_whole_images_of_any_size(tmp_path):
 
 
 def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
-    cfg, begun = smoke(), []
+    cfg = smoke()
     material = maskcontrast.prepare(cfg, boxes())
-
-    def fit(*args, **options):
-        begun.append(True)
-        return training.fit(*args, **options)
-
-    # Processes meet when the loop begins; torch's layer trains alone on a CPU, too.
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
-    monkeypatch.setattr(fitting, "fit", fit)
-    embedder = maskcontrast.train(cfg, material).segmenter.head.embedder
-    norms = [m for m in embedder.modules() if isinstance(m, _BatchNorm)]
-    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert_joined(monkeypatch, lambda: maskcontrast.train(cfg, material).segmenter)
 
 
 # ------------------------------------------------------------------- the whole of VOC
