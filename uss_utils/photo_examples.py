@@ -43,9 +43,9 @@ def write(folder: str | Path, n: int = 40, seed: int = 0, labels: int = 0) -> Pa
     folder = Path(folder)
     images = folder / "imgs" if labels else folder
     for i in range(n):
-        kind = _KINDS.get(kind_of(i), _plain)
-        pixels, label = _cut_out(i, seed, LARGE if kind is _large else None)
-        data, ending = kind(pixels)
+        kind = kind_of(i)
+        pixels, label = _cut_out(i, seed, LARGE if kind == "large" else None)
+        data, ending = _KINDS.get(kind, _plain)(pixels)
         name = f"photo_{i:03d}"
         _write(images / f"{name}.{ending}", data)
         if i < labels:
@@ -135,15 +135,11 @@ def _tiff(pixels: np.ndarray) -> tuple[bytes, str]:
     return _encoded(Image.fromarray(pixels), "TIFF"), "tif"
 
 
-def _large(pixels: np.ndarray) -> tuple[bytes, str]:
-    return _encoded(Image.fromarray(pixels), "JPEG", quality=90), "jpg"
-
-
 _KINDS = {
     "turned": _turned(Image.Transpose.ROTATE_90, 6),
     "grey": _grey,
     "transparent": _alpha,
-    "large": _large,
+    "large": _plain,  # in pixels
     "16 bits": _deep,
     "upside down": _turned(Image.Transpose.ROTATE_180, 3),
     "palette": _palette,

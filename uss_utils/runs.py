@@ -191,7 +191,7 @@ def score(
     cfg: Recipe,
     models: Sequence[Segmenter],
     folder: Path,
-    val_set: SegmentationDataset | None = None,
+    val_set: SegmentationDataset,
     *,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -202,12 +202,12 @@ def score(
         cfg: its settings.
         models: they share a backbone.
         folder: records go below it.
-        val_set: images to score; None opens those of the settings.
+        val_set: images to score.
         progress: show bars.
     """
     found = evaluate_together(
         models,
-        cfg.open("val") if val_set is None else val_set,
+        val_set,
         limit_crf=cfg.limit_crf,
         progress=progress,
     )
