@@ -1,0 +1,1 @@
+"""Generated input: every case is valid, or refused as documented."""
