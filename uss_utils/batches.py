@@ -37,19 +37,22 @@ def batch_indices(
 
 
 class Batches:
-    """Fetches this process's share of the batch of a step.
+    """Fetches the batch of a step, in one part or several.
+
+    The order, and what is drawn while fetching, are the same in all processes.
 
     Args:
         data: has ``draw(indices, generator)`` or ``batch(indices)``, or is called with
             the indices itself.
-        batch_size: items per step, over all processes.
+        batch_size: items per step, over all processes and parts.
         seed: of the order.
         drop_last: leave out an epoch's incomplete last batch.
-        rank: number of this process.
-        workers: number of processes; each takes every ``workers``-th item.
+        parts: of a batch, nearly equal; fewer where each would have less than one item
+            per process.
+        workers: number of processes.
 
     Raises:
-        ValueError: the batch does not divide over the processes.
+        ValueError: a batch has fewer items than there are processes.
     """
 
     def __init__(
@@ -58,14 +61,17 @@ class Batches:
         batch_size: int,
         seed: int,
         drop_last: bool,
-        rank: int = 0,
+        parts: int = 1,
         workers: int = 1,
     ):
-        if batch_size % workers:
+        rest = 0 if drop_last else len(data) % batch_size
+        if min(batch_size, rest or batch_size) < workers:
             raise ValueError(
-                f"batch_size {batch_size} does not divide over {workers} processes"
+                f"a batch of {rest or batch_size} images cannot be shared by {workers} "
+                "processes; use fewer processes or another batch_size"
             )
-        self.data, self.seed, self.rank = data, seed, rank
+        self.data, self.seed = data, seed
+        self.parts, self.workers = parts, workers
         self.order = partial(
             batch_indices,
             n=len(data),
@@ -74,17 +80,18 @@ class Batches:
             drop_last=drop_last,
         )
         self.per_epoch = _batches_per_epoch(len(data), batch_size, drop_last)
-        self.share = slice(rank, None, workers)
 
-    def __call__(self, index: int) -> tuple[int, Tensor, Any]:
-        """Epoch, indices and batch of step ``index``."""
-        items = self.order(index)[self.share]
-        return index // self.per_epoch, items, self._load(index, items)
+    def __call__(self, index: int) -> tuple[int, list[tuple[Tensor, Any]]]:
+        """Epoch, and indices and content of every part, of step ``index``."""
+        items = self.order(index)
+        parts = items.tensor_split(min(self.parts, len(items) // self.workers))
+        found = [(part, self._load(index, k, part)) for k, part in enumerate(parts)]
+        return index // self.per_epoch, found
 
-    def _load(self, index: int, items: Tensor) -> Any:
+    def _load(self, index: int, part: int, items: Tensor) -> Any:
         if hasattr(self.data, "draw"):
             # A generator of the step's own: fetching ahead and resuming change nothing.
-            own = generator(mix_seed(self.seed, 3, index, self.rank))
+            own = generator(mix_seed(self.seed, 3, index, part))
             return self.data.draw(items, own)
         return getattr(self.data, "batch", self.data)(items)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from uss_utils import ranks
 from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.environment import pick_device
@@ -21,6 +22,7 @@ def extract(
     device: str | torch.device | None = None,
     autocast: bool = True,
     progress: bool = False,
+    shared: bool = False,
 ) -> Tensor:
     """Features of all images at once, in memory.
 
@@ -31,6 +33,8 @@ def extract(
         device: where to compute (the backbone is moved there); None: where it is.
         autocast: half precision on a CUDA device; no effect elsewhere.
         progress: show a bar.
+        shared: where several processes work together, each computes its share of every
+            batch and all get the whole; all have to call it.
 
     Returns:
         feat on the CPU, float32 (N, C, h, w).
@@ -47,6 +51,7 @@ def extract(
         device=device,
         autocast=autocast,
         progress=progress,
+        shared=shared,
     ):
         if feat is None:
             feat = torch.empty(n, *part.shape[1:])
@@ -63,6 +68,7 @@ def feature_batches(
     device: str | torch.device | None = None,
     autocast: bool = True,
     progress: bool = False,
+    shared: bool = False,
 ) -> Iterator[tuple[range, Tensor]]:
     """Features batch by batch: (rows, float32 (B, C, h, w) on the CPU).
 
@@ -75,14 +81,17 @@ def feature_batches(
     device = device_of(backbone) if device is None else pick_device(str(device))
     backbone.to(device)
     half = autocast and device.type == "cuda"
-    batches = in_order(_reader(images), n, batch_size, start)
+    batches = in_order(_reader(images, shared), n, batch_size, start)
     bar = tqdm(
         total=n, initial=start, desc="features", unit="img", disable=not progress
     )
     with bar, closing(batches):
         for rows, batch in batches:
             with torch.autocast(device.type, enabled=half):
-                feat = backbone.features(batch.to(device)).float().cpu()
+                feat = backbone.features(batch.to(device)).float()
+            if shared:
+                feat = ranks.gather_rows(feat)
+            feat = feat.cpu()
             _check_finite(feat, rows, backbone.name)
             yield rows, feat
             bar.update(len(rows))
@@ -93,10 +102,16 @@ def device_of(backbone: Frozen) -> torch.device:
     return next((p.device for p in backbone.parameters()), torch.device("cpu"))
 
 
-def _reader(images: Tensor | SegmentationDataset) -> Callable[[range], Tensor]:
-    if isinstance(images, Tensor):
-        return lambda rows: images[rows.start : rows.stop]
-    return lambda rows: images.batch(rows)[0]
+def _reader(
+    images: Tensor | SegmentationDataset, shared: bool
+) -> Callable[[range], Tensor]:
+    def read(rows: range) -> Tensor:
+        own = rows[ranks.share(len(rows))] if shared else rows
+        if isinstance(images, Tensor):
+            return images[own.start : own.stop]
+        return images.batch(own)[0]
+
+    return read
 
 
 def _check_finite(feat: Tensor, rows: range, name: str) -> None:

@@ -7,12 +7,14 @@ A cache is a folder with ``features.npy`` (float16, N x C x h x w) and, beside i
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from uss_utils import ranks
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.environment import pick_device
 from uss_utils.extraction import device_of, feature_batches
@@ -65,8 +67,9 @@ class FeatureCache:
         """Make the cache, finish a half-made one, or open it if it is complete.
 
         An interrupted run (even a killed one) is continued by the next call with the
-        same arguments, and the result is the same to the last bit. Of two processes
-        that build the same cache the second waits and then opens it.
+        same arguments, and the result is the same to the last bit. Of two runs that
+        build the same cache the second waits and then opens it. The processes of one
+        run share the images (:mod:`uss_utils.ranks`); the first writes.
 
         Args:
             backbone: see :func:`uss_utils.backbones.load`.
@@ -88,13 +91,22 @@ class FeatureCache:
         path = path.expanduser()
         with explained(path):
             path.mkdir(parents=True, exist_ok=True)
-        with locked(path):
-            _sweep(path)
-            if not _complete(path):
-                settings = {"batch_size": batch_size, "autocast": autocast}
-                place = device_of(backbone) if device is None else device
-                place = pick_device(str(place))
-                _write(path, key, settings, backbone, dataset, place, progress)
+        settings = {"batch_size": batch_size, "autocast": autocast}
+        place = pick_device(str(device_of(backbone) if device is None else device))
+        with locked(path) if ranks.is_main() else nullcontext():
+            writer = _writer(path, key, settings, place) if ranks.is_main() else None
+            done = ranks.from_main(writer.done if writer else None)
+            if done is not None:
+                batches = feature_batches(
+                    *(backbone, dataset),
+                    start=done,
+                    device=place,
+                    progress=progress and ranks.is_main(),
+                    shared=True,
+                    **settings,
+                )
+                _write(writer, batches, backbone, dataset)
+            ranks.barrier()
             return cls._checked(path, key)
 
     @classmethod
@@ -160,41 +172,47 @@ def _sweep(folder: Path) -> None:
         (folder / DATA).with_suffix(".progress").unlink(missing_ok=True)
 
 
-def _write(
-    folder: Path,
-    key: dict,
-    settings: dict,
-    backbone: Frozen,
-    dataset: SegmentationDataset,
-    device: torch.device,
-    progress: bool,
-) -> None:
-    """Compute and write what is missing, then the record, then the final name."""
+def _writer(
+    folder: Path, key: dict, settings: dict, device: torch.device
+) -> ArrayWriter | None:
+    """Of what is missing; None where nothing is. Says what is going to be written."""
+    _sweep(folder)
+    if _complete(folder):
+        return None
     shape = tuple(key["shape"])
-    made_by = {**settings, "device": device.type}
-    writer = ArrayWriter(folder / DATA, shape, {**key, **made_by})
+    writer = ArrayWriter(
+        folder / DATA, shape, {**key, **settings, "device": device.type}
+    )
     size = f"{' x '.join(map(str, shape))} fp16 = {npy_size(shape) / 1e6:.1f} MB"
     print(f"feature cache: {size} at {writer.path}")
     if writer.done:
         print(f"feature cache: continuing at image {writer.done} of {shape[0]}")
     writer.check_space()
-    batches = feature_batches(
-        backbone,
-        dataset,
-        start=writer.done,
-        device=device,
-        progress=progress,
-        **settings,
-    )
-    writer.append(_halved(rows, feat, shape) for rows, feat in batches)
+    return writer
+
+
+def _write(
+    writer: ArrayWriter | None,
+    batches: Iterable[tuple[range, Tensor]],
+    backbone: Frozen,
+    dataset: SegmentationDataset,
+) -> None:
+    """Write what is missing, then the record, then the final name.
+
+    A process without a writer only computes its share.
+    """
+    if writer is None:
+        for _ in batches:
+            pass
+        return
+    writer.append(_halved(rows, feat, writer.shape) for rows, feat in batches)
     record = {
-        **key,
-        **made_by,
+        **writer.belongs_to,
         "dataset_name": f"{dataset.name} {dataset.split}",
         "backbone_name": backbone.name,
         "sample": _sample(writer.partial),
     }
-    with atomic_file(folder / RECORD) as path:
+    with atomic_file(writer.path.parent / RECORD) as path:
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     writer.finish()
 

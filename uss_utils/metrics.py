@@ -14,6 +14,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from uss_utils import ranks
+
 MATCHINGS = ("hungarian", "hungarian-iou", "majority", "iou", "identity")
 
 
@@ -176,14 +178,7 @@ class Confusion:
 
     def all_reduce(self) -> None:
         """Sum over all processes where torch.distributed runs; otherwise nothing."""
-        if not (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):
-            return
-        on_gpu = torch.distributed.get_backend() == "nccl"
-        counts = self._counts.to("cuda" if on_gpu else "cpu")
-        torch.distributed.all_reduce(counts)
-        self._counts = counts.cpu()
+        self._counts = ranks.total(self._counts)
 
     def iou_matrix(self) -> Tensor:
         """IoU of every cluster with every class, float64 (K+E, K), 0..1; 0/0 is 0."""

@@ -12,25 +12,66 @@ A method module defines a frozen dataclass and, beside it, a table of presets::
 """
 
 import difflib
+import math
 import sys
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 Self = TypeVar("Self", bound="PresetConfig")
 _ELSEWHERE = ("seed", "root", "crf", "limit_crf")
 
 
+class Range(NamedTuple):
+    """Where a number has to lie; stands in an annotation: ``Annotated[int, Range(1)]``.
+
+    Attributes:
+        low: least value.
+        high: largest value.
+        above: ``low`` itself is left out.
+        below: ``high`` itself is left out.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        low = self.low < value if self.above else self.low <= value
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"be above {self.low}" if self.above else f"be at least {self.low}"
+        left, right = "(" if self.above else "[", ")" if self.below else "]"
+        return f"lie in {left}{self.low}, {self.high}{right}"
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+LessThanAll = Annotated[float, Range(0, 1, below=True)]
+# More than any image or network has, and little enough to be asked for by mistake.
+Pixels = Annotated[int, Range(1, 32_768)]
+Channels = Annotated[int, Range(1, 65_536)]
+
+
 @dataclass(frozen=True)
 class PresetConfig:
-    """Base of all method settings. Types and choices are checked on construction.
+    """Base of all method settings. Types, choices and ranges are checked when made.
+
+    A field's annotation says all: its type, its choices (``Literal``), its range
+    (:data:`Count`, :data:`Share` and so on). Numbers are finite in any case.
 
     Attributes:
         name: the preset these settings started from.
-        seed: of everything the method draws.
+        seed: of everything the method draws, of 32 bits.
         root: folder of a stored data set; None: its place under the data folder. A
             matter of the machine, never recorded.
         weights: your own file of backbone weights; None: the backbone's usual ones.
@@ -40,7 +81,7 @@ class PresetConfig:
 
     files: ClassVar[tuple[str, ...]] = ("weights",)
     name: str = "custom"
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     root: str | Path | None = None
     weights: str | Path | None = None
 
@@ -48,17 +89,23 @@ class PresetConfig:
         """Check every field against its annotation.
 
         Raises:
-            ValueError: a value has the wrong type or is none of the known choices.
+            ValueError: a value has the wrong type, is none of the known choices, or
+                lies out of its range.
         """
-        hints = typing.get_type_hints(type(self))
+        hints = typing.get_type_hints(type(self), include_extras=True)
         for field in fields(self):
             value = _as_tuple(getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            if not _fits(value, hints[field.name]):
+            hint = hints[field.name]
+            if not _fits(value, hint):
                 raise ValueError(
-                    f"{field.name}={value!r} does not fit: expected "
-                    f"{_describe(hints[field.name])}"
+                    f"{field.name}={_shown(value)} does not fit: expected "
+                    f"{_describe(hint)}"
                 )
+            wrong = _out_of_range(value, hint)
+            if wrong is not None:
+                verb = "have" if isinstance(value, tuple) else "has"
+                raise ValueError(f"{field.name}={_shown(value)} {verb} to {wrong}")
 
     @classmethod
     def preset(cls: type[Self], name: str, **overrides: Any) -> Self:
@@ -72,7 +119,7 @@ class PresetConfig:
             ValueError: the preset or a field is unknown; the message lists the known.
         """
         table = cls._table()
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise ValueError(unknown("preset", name, table))
         return table[name].override(**overrides)
 
@@ -131,38 +178,77 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {what} {name!r}, known are: {', '.join(known)}{hint}"
+    return f"unknown {what} {_shown(name)}, known are: {', '.join(known)}{hint}"
+
+
+def _shown(value: Any, most: int = 200) -> str:
+    """A value for a message: one line, and not a long one."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes out integers of 4300 digits at most
+        text = f"an {type(value).__name__} with too many digits"
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _plain(hint: Any) -> Any:
+    """An annotation without its range."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value has the annotated type (plain types, unions, tuples, Literal)."""
+    hint = _plain(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return value in arguments
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in arguments)
+        return isinstance(value, str | int) and value in arguments
+    if len(_options(hint)) > 1:
+        return any(_fits(value, option) for option in _options(hint))
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         if arguments[-1] is Ellipsis:
             return all(_fits(item, arguments[0]) for item in value)
         return len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        kinds = int if hint is int else int | float
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        # Integers that 64 bits do not hold overflow somewhere behind.
+        most = 2**63 - 1 if hint is int else sys.float_info.max
+        return number and abs(value) <= most
     return isinstance(value, hint)
 
 
+def _out_of_range(value: Any, hint: Any) -> Range | None:
+    """The range that a value of the right type lies outside of."""
+    hint = next(option for option in _options(hint) if _fits(value, option))
+    if typing.get_origin(hint) is tuple:
+        arguments = typing.get_args(hint)
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        wrong = map(_out_of_range, value, arguments)
+        return next((found for found in wrong if found is not None), None)
+    ranges = getattr(hint, "__metadata__", ())
+    return next((found for found in ranges if value not in found), None)
+
+
 def _describe(hint: Any) -> str:
+    hint = _plain(hint)
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in typing.get_args(hint))
+    if len(_options(hint)) > 1:
+        return " or ".join(map(_describe, _options(hint)))
+    if typing.get_origin(hint) is tuple:
+        parts = ("..." if a is ... else _describe(a) for a in typing.get_args(hint))
+        return f"tuple of ({', '.join(parts)})"
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,7 +1,14 @@
 """What the processes of one training exchange; alone, a process gets its own back.
 
+They run one program with the same random draws, made for the whole batch. What is heavy
+each does for its :func:`share` of the rows; what the loss needs of the others is
+gathered. So the number of processes changes a result by no more than rounding, and a
+checkpoint of some is continued by any number.
+
 Collective calls: all processes make them, in the same order.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +25,52 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def share(n: int) -> slice:
+    """The rows of a batch that are this process's: consecutive, nearly equally many.
+
+    Args:
+        n: rows of the whole batch.
+    """
+    each, more = divmod(n, world_size())
+    first = rank() * each + min(rank(), more)
+    return slice(first, first + each + (rank() < more))
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def from_main(value: Any) -> Any:
+    """The first process's value; small, and made of what JSON knows."""
+    if world_size() == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, device=_place())
+    return found[0]
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over all processes, without a gradient."""
+    if world_size() == 1:
+        return x.detach()
+    place = _place() or x.device
+    found = x.detach().to(place, copy=True)
+    dist.all_reduce(found)
+    return found.to(x.device)
+
+
+def _place() -> torch.device | None:
+    """Where NCCL wants what it exchanges; elsewhere anything goes."""
+    return torch.device("cuda") if dist.get_backend() == "nccl" else None
 
 
 def gather(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A method's ``Config`` extends one of the two classes here by what its paper adds
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from uss_utils import backbones, datasets
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.frozen import Frozen
-from uss_utils.presets import PresetConfig
+from uss_utils.presets import Count, NotNegative, Pixels, PresetConfig, Range
 from uss_utils.probes import ClusterProbe, LinearProbe
 from uss_utils.protocol import EvalProtocol
 from uss_utils.segmenter import Segmenter
@@ -49,22 +49,22 @@ class Recipe(PresetConfig):
 
     chapter: ClassVar[int] = 99
     dataset: str = "scenes"
-    size: int | tuple[int, int] | None = None
-    eval_size: int | tuple[int, int] | None = None
+    size: Pixels | tuple[Pixels, Pixels] | None = None
+    eval_size: Pixels | tuple[Pixels, Pixels] | None = None
     resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
     eval_resample: Literal["nearest", "bilinear", "tensor", "cubic"] | None = None
     crops: Literal["five"] | None = None
     train_split: str = "train"
-    n_train: int | None = None
-    n_val: int | None = None
+    n_train: Count | None = None
+    n_val: Count | None = None
     backbone: str = "vit_tiny_scenes"
     position: Literal["released", "timm"] = "released"
     standardise: Literal["centre", "whiten", "none"] = "none"
-    whiten_dim: int = 32
-    clusters: int | None = None
+    whiten_dim: Count = 32
+    clusters: Annotated[int, Range(1, 10_000)] | None = None
     flip: bool = True
     crf: bool = False
-    limit_crf: int | None = 30
+    limit_crf: Count | None = 30
 
     def protocol(self) -> EvalProtocol:
         """How models of these settings are scored."""
@@ -189,11 +189,11 @@ class LearnedRecipe(Recipe):
         precision: "no" (float32), "bf16" or "fp16".
     """
 
-    steps: int = 300
-    batch_size: int = 16
+    steps: Count = 300
+    batch_size: Count = 16
     cache: Literal["auto", "memory", "disk", "images"] = "auto"
-    linear_lr: float = 5e-3
-    cluster_lr: float = 5e-3
+    linear_lr: NotNegative = 5e-3
+    cluster_lr: NotNegative = 5e-3
     probes: Literal["alongside", "after"] = "alongside"
     precision: Literal["no", "bf16", "fp16"] = "no"
 

@@ -17,7 +17,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     GradScalerKwargs,
-    gather_object,
 )
 from torch import nn
 from torch.optim import Optimizer
@@ -203,12 +202,9 @@ class RunState:
         """Write the checkpoint after ``done`` steps (first process only)."""
         if self.path is None or self.saved == done:
             return
-        draws = [self._draws()]
-        if self.accelerator.num_processes > 1:
-            draws = gather_object(draws)
         if self.accelerator.is_main_process:
             parts = {name: part.state_dict() for name, part in self.parts.items()}
-            tensors, tree = flatten({"parts": parts, "draws": draws})
+            tensors, tree = flatten({"parts": parts, "draws": self._draws()})
             meta = {
                 "kind": KIND,
                 "step": done,
@@ -242,9 +238,10 @@ class RunState:
                 f"the checkpoint {self.path} is of another model ({reason}). Delete "
                 "it, or give another file"
             ) from error
-        own = state["draws"][self.accelerator.process_index]
-        self.generator.set_state(own["run"])
-        set_random_state(own["global"], self.accelerator.device)
+        # One state for all: processes draw alike, so any number of them can go on.
+        draws = state["draws"]
+        self.generator.set_state(draws["run"])
+        set_random_state(draws["global"], self.accelerator.device)
         self.saved = meta["step"]
         return meta["step"], History.from_json(meta["history"])
 

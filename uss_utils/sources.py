@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from uss_utils import ranks
 from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.extraction import extract, feature_batches
@@ -30,6 +31,10 @@ class FeatureSource:
 
     ``batch`` is what a training loop fetches, in background threads if it likes;
     ``feat`` turns its "input" into features on the device. Make one with :meth:`open`.
+
+    Where several processes train together, each reads and passes through the backbone
+    only its share of a batch of images; ``feat`` returns the features of the whole
+    batch to all of them. Features that are kept every process reads by itself.
 
     Args:
         backbone: frozen network.
@@ -90,7 +95,7 @@ class FeatureSource:
         print(f"features: {text}, {n_bytes / 1e6:.0f} MB, {place}")
         options = {"batch_size": batch_size, "progress": progress}
         if where == "memory":
-            feat = extract(backbone, dataset, **options)
+            feat = extract(backbone, dataset, **options, shared=True)
             return cls(backbone, dataset, where, feat=feat)
         if where == "disk":
             kept = FeatureCache.build(backbone, dataset, **options)
@@ -107,21 +112,19 @@ class FeatureSource:
             indices: positions in the data set.
 
         Returns:
-            "input": features (B, C, h, w), or with "images" the normalised images; and
-            "label": int64 (B, H, W).
+            "input": features (B, C, h, w), or with "images" the normalised images (of
+            this process's share); and "label": int64 (B, H, W).
         """
         indices = torch.as_tensor(list(map(int, indices)))
-        if self.where == "images":
+        if self.where == "images" and ranks.world_size() == 1:
             images, label = self.dataset.batch(indices)
             return {"input": images, "label": label}
-        return {"input": self._kept(indices), "label": self.labels(indices)}
+        return {"input": self.inputs(indices), "label": self.labels(indices)}
 
     def inputs(self, indices: Iterable[int]) -> Tensor:
         """The "input" of :meth:`batch` alone."""
         indices = torch.as_tensor(list(map(int, indices)))
-        if self.where == "images":
-            return self.dataset.batch(indices)[0]
-        return self._kept(indices)
+        return self.images(indices) if self.where == "images" else self._kept(indices)
 
     def _kept(self, indices: Tensor) -> Tensor:
         if self._feat is not None:
@@ -133,7 +136,8 @@ class FeatureSource:
         """Features of an "input", float32 (B, C, h, w), on the input's device."""
         if self.where != "images":
             return inputs
-        return self.backbone.to(inputs.device).features(inputs).float()
+        own = self.backbone.to(inputs.device).features(inputs).float()
+        return ranks.gather_rows(own)
 
     def labels(self, indices: Iterable[int]) -> Tensor:
         """Labels of some items, int64 (B, H, W).
@@ -151,8 +155,9 @@ class FeatureSource:
         return self._labels
 
     def images(self, indices: Iterable[int]) -> Tensor:
-        """Normalised images of some items, (B, 3, H, W)."""
-        return self.dataset.batch(indices)[0]
+        """Normalised images of this process's share of some items, (b, 3, H, W)."""
+        indices = torch.as_tensor(list(map(int, indices)))
+        return self.dataset.batch(indices[ranks.share(len(indices))])[0]
 
     def batches(self, batch_size: int = 32) -> Iterator[tuple[range, Tensor]]:
         """All features in order: (rows, float32 (B, C, h, w) on the CPU)."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -62,6 +61,7 @@ def fit(
     optimisers: Optimizer | dict[str, Optimizer],
     schedule: Schedule | dict[str, Schedule] | None = None,
     ema: EMA | dict[str, EMA] | None = None,
+    accumulate: int = 1,
     clip_norm: float | dict[str, float] | None = None,
     precision: str = "no",
     scaler: dict[str, Any] | None = None,
@@ -87,8 +87,9 @@ def fit(
     ``on_step``, history, checkpoint.
 
     Several processes (``torchrun``, ``accelerate launch`` or ``notebook_launcher``)
-    share every batch: each takes every n-th item, gradients and logged figures are
-    averaged, the first process writes. Incomplete batches are dropped then.
+    draw alike and share every batch, see :mod:`uss_utils.ranks`: gradients and logged
+    figures are averaged, the first process writes. Their number is no setting: a
+    checkpoint of two is continued by one, or four.
 
     Args:
         model: everything that is trained or whose state changes (a teacher, a queue as
@@ -104,10 +105,13 @@ def fit(
             item) is drawn by ``data.draw(indices, generator)``, which is preferred
             where it exists; its generator depends on seed and step alone.
         steps: optimiser steps, at least 1.
-        batch_size: items per step, over all processes.
+        batch_size: items per step, over all processes and parts.
         optimisers: one, or several by name, over parameters of the model.
         schedule: factor on each initial learning rate; by optimiser name if a dict.
         ema: averaged weights, updated after every step.
+        accumulate: parts that a batch is computed in, one after the other, to need less
+            memory; gradients are averaged. A loss that compares the items of a batch
+            compares those of a part then. No setting either.
         clip_norm: largest L2 norm of the gradients of all optimisers together, or by
             name of each one's own (an optimiser that is not named is not clipped).
         precision: "no" (float32), "bf16", or "fp16" (GPU; with loss scaling).
@@ -143,6 +147,7 @@ def fit(
         batch_size,
         seed,
         steps=steps,
+        accumulate=accumulate,
         prefetch=prefetch,
         checkpoint_every=checkpoint_every,
         log_every=log_every,
@@ -158,16 +163,15 @@ def fit(
         "precision": precision,
         "items": len(data),
         "log_every": log_every,
+        "drop_last": drop_last,
         "clip_norm": clip_norm,
         "optimisers": describe_optimisers(named),
         "config": config or {},
     }
     with own_accelerator(precision, device, scaler) as accelerator:
-        rank, workers = accelerator.process_index, accelerator.num_processes
-        drop_last = drop_last or workers > 1
-        settings |= {"drop_last": drop_last, "processes": workers}
-        draws = generator(mix_seed(seed, 1, rank))
-        batches = Batches(data, batch_size, seed, drop_last, rank, workers)
+        workers = accelerator.num_processes
+        draws = generator(mix_seed(seed, 1, 0))
+        batches = Batches(data, batch_size, seed, drop_last, accumulate, workers)
         update = Update(model, loss_fn, named, schedule, clip_norm, accelerator)
         for average in averages.values():
             average.module.to(accelerator.device)
@@ -190,7 +194,7 @@ def fit(
                 state.save(done, history)
 
         with (
-            own_random_state(mix_seed(seed, 2, rank), accelerator.device),
+            own_random_state(mix_seed(seed, 2, 0), accelerator.device),
             _training_mode(model),
             closing(update),
         ):
@@ -203,9 +207,12 @@ def fit(
                 closing(ahead(batches, start, steps, prefetch)) as coming,
                 _explained(state, history),
             ):
-                for index, (epoch, items, batch) in enumerate(coming, start):
-                    step = Step(index, steps, epoch, items, draws)
-                    row = update(step, send_to_device(batch, accelerator.device))
+                for index, (epoch, fetched) in enumerate(coming, start):
+                    parts = [
+                        (Step(index, steps, epoch, items, draws, k, len(fetched)), part)
+                        for k, (items, part) in enumerate(fetched)
+                    ]
+                    row = update(parts)
                     after(index, row)
                     bar.show(index + 1, row)
     return history

@@ -1,13 +1,14 @@
 """One optimiser step, checked before anything of it is applied."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,9 +23,11 @@ class Step:
         index: step, from 0.
         total: number of steps of the run.
         epoch: pass over the data, from 0.
-        indices: items of this batch (of this process), int64, shape (B,).
+        indices: items of this batch (of all processes), int64, shape (B,).
         generator: CPU generator of the run, for augmentations and every other draw;
-            its state is part of the checkpoint.
+            its state is part of the checkpoint. All processes have the same.
+        part: which part of the step's batch this is, from 0.
+        parts: how many there are.
     """
 
     index: int
@@ -32,6 +35,8 @@ class Step:
     epoch: int
     indices: Tensor
     generator: torch.Generator
+    part: int = 0
+    parts: int = 1
 
 
 class Update:
@@ -73,25 +78,44 @@ class Update:
             name: [group["lr"] for group in optimiser.param_groups]
             for name, optimiser in optimisers.items()
         }
-        self.loss_of = partial(loss_fn, model)
+        self.wrapped = _Loss(model, loss_fn)
         if accelerator.num_processes > 1:
             # Gradients are averaged only for what runs inside the wrapped forward.
-            self.loss_of = accelerator.prepare_model(_Loss(model, loss_fn))
+            self.wrapped = accelerator.prepare_model(self.wrapped)
+        self.loss_of = self.wrapped
 
-    def __call__(self, step: Step, batch: Any) -> dict[str, Any]:
-        """Apply the step and return its row of figures."""
-        with self.accelerator.autocast():
-            terms = self.loss_of(batch, step)
-        row = {"step": step.index} | self._figures(terms)
-        if not math.isfinite(row["loss"]):
-            wrong = {k: v for k, v in row.items() if not math.isfinite(v)}
-            self._refuse(step.index, "the loss is not finite", wrong)
+    def __call__(self, parts: Sequence[tuple[Step, Any]]) -> dict[str, Any]:
+        """Apply a step and return its row of figures.
+
+        Args:
+            parts: of its batch, with what was fetched for each; losses and figures are
+                the mean over all items.
+        """
         self._clear()
-        self.accelerator.backward(terms["loss"])
+        n, found = sum(len(step.indices) for step, _ in parts), []
+        for step, batch in parts:
+            last = step.part == step.parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                share = len(step.indices) / n
+                found.append((share, self._add_gradients(step, batch, share)))
+        row = {"step": step.index} | _mean(found)
         row |= self._clip(step.index)
         self._set_rates(step, row)
         self._apply()
         return row
+
+    def _add_gradients(self, step: Step, batch: Any, share: float) -> dict[str, Any]:
+        """Figures of one part, weighted by its share of the batch."""
+        batch = send_to_device(batch, self.accelerator.device)
+        with self.accelerator.autocast():
+            terms = self.loss_of(batch, step)
+        figures = self._figures(terms)
+        if not math.isfinite(figures["loss"]):
+            self._clear()
+            wrong = {k: v for k, v in figures.items() if not math.isfinite(v)}
+            self._refuse(step.index, "the loss is not finite", wrong)
+        self.accelerator.backward(terms["loss"] * share)
+        return figures
 
     def _figures(self, terms: dict[str, Any]) -> dict[str, float]:
         """Values of all terms: one transfer from the device, mean over processes."""
@@ -192,6 +216,14 @@ class Update:
             f"step {index}: {what} ({figures}). Training stopped before it was kept; "
             "try a lower learning rate, gradient clipping or precision 'no'"
         )
+
+
+def _mean(parts: list[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
+    """Figures of a batch from those of its parts, each with its share of the items."""
+    if len(parts) == 1:
+        return parts[0][1]
+    names = parts[0][1]
+    return {name: sum(share * row[name] for share, row in parts) for name in names}
 
 
 class _Loss(nn.Module):

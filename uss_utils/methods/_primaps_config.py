@@ -37,15 +37,15 @@ class Config(LearnedRecipe):
     batch_size: int = 32
     base: str | Path | None = None
     split: Literal["centre", "whiten", "none"] | None = None
-    threshold: float = 0.4
-    coverage: float = 0.95
+    threshold: Fraction = 0.4
+    coverage: Fraction = 0.95
     refine: bool = True
-    start_steps: int = 184
-    pca_images: int = 93 * 32
-    lr: float = 5e-3
-    gamma: float = 2.0
-    every: int = 10
-    momentum: float = 0.98
+    start_steps: Count = 184
+    pca_images: Count = 93 * 32
+    lr: Positive = 5e-3
+    gamma: NotNegative = 2.0
+    every: Count = 10
+    momentum: Fraction = 0.98
     ramp: bool = True
     augment: bool = True
 

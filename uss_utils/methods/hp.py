@@ -103,39 +103,25 @@ class Config(LearnedRecipe):
 
     chapter: ClassVar[int] = 5
     batch_size: int = 64
-    linear_lr: float = 1e-3
+    linear_lr: NotNegative = 1e-3
     flip: bool = False
-    dim: int = 512
-    tau: float = 0.8
-    alpha: float = 0.05
-    rho: float = 0.02
-    pool: int = 2048
-    renew: int = 100
-    momentum: float = 0.99
-    warmup: int = 1000
-    sigma: float = SIGMA
+    dim: Channels = 512
+    tau: Annotated[float, Range(0.03)] = 0.8
+    alpha: NotNegative = 0.05
+    rho: Share = 0.02
+    pool: Count = 2048
+    renew: Count = 100
+    momentum: Share = 0.99
+    warmup: Whole = 1000
+    sigma: Positive = SIGMA
     reweight: bool = True
-    dropout: float = 0.1
+    dropout: LessThanAll = 0.1
     dropout_outputs: bool = True
     jitter_normalised: bool = False
-    lr: float = 5e-4
-    weight_decay: float = 0.1
-    projection_lr: float = 5e-4
-    clip: float = 10.0
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            ValueError: a field does not fit.
-        """
-        super().__post_init__()
-        for name in ("dim", "pool", "renew", "tau"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
-        for name in ("rho", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to lie in [0, 1]")
+    lr: NotNegative = 5e-4
+    weight_decay: NotNegative = 0.1
+    projection_lr: NotNegative = 5e-4
+    clip: Positive = 10.0
 
 
 def _published(dataset: str, backbone: str, **settings: Any) -> Config:

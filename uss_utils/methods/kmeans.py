@@ -36,14 +36,14 @@ class Config(Recipe):
     chapter: ClassVar[int] = 3
     standardise: Literal["centre", "whiten", "none"] = "centre"
     metric: Literal["cosine", "euclidean"] = "cosine"
-    tokens: int = 12_000  # random patches that k-means sees
-    restarts: int = 10
-    iterations: int = 50
-    steps: int = 500  # of the linear probe; 0: no probe. K-means itself has none
-    probe_lr: float = 1e-2
-    probe_pixels: int = 256  # random pixels per image the probe is trained on
-    probe_batch: int = 2048  # of these per step
-    batch_size: int = 32  # images per forward pass
+    tokens: Count = 12_000  # random patches that k-means sees
+    restarts: Count = 10
+    iterations: Count = 50
+    steps: Whole = 500  # of the linear probe; 0: no probe. K-means itself has none
+    probe_lr: NotNegative = 1e-2
+    probe_pixels: Count = 256  # random pixels per image the probe is trained on
+    probe_batch: Count = 2048  # of these per step
+    batch_size: Count = 32  # images per forward pass
 
 
 PRESETS = presets(

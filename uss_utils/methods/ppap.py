@@ -98,23 +98,23 @@ class Config(LearnedRecipe):
 
     chapter: ClassVar[int] = 6
     batch_size: int = 64
-    linear_lr: float = 1e-3
+    linear_lr: NotNegative = 1e-3
     flip: bool = False
     phi0: float = 0.55
     psi0: float = 0.2
-    sigma_pos: float = 3.0
-    sigma_amb: float = 3.0
-    prop_iter: int = 2
-    chunk: int = 784
-    per_chunk: int = 49
-    tau: float = 0.8
-    tau_base: float = TAU_BASE
+    sigma_pos: Positive = 3.0
+    sigma_amb: Positive = 3.0
+    prop_iter: Whole = 2
+    chunk: Count = 784
+    per_chunk: Count = 49
+    tau: Annotated[float, Range(0.03)] = 0.8
+    tau_base: Positive = TAU_BASE
     zone: bool = True
-    ref_dropout: float = 0.1
+    ref_dropout: LessThanAll = 0.1
     optimiser: Literal["adamw", "adam"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    clip: float = 10.0
+    lr: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.1
+    clip: Positive = 10.0
 
     def __post_init__(self) -> None:
         """Check types, choices and ranges.
@@ -123,20 +123,14 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("sigma_pos", "sigma_amb", "tau", "tau_base", "per_chunk"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
-        if not 0 <= self.ref_dropout < 1:
-            raise ValueError(f"ref_dropout={self.ref_dropout} has to lie in [0, 1)")
         if not -1 <= self.psi0 <= self.phi0 <= 1:
             raise ValueError(
                 f"psi0={self.psi0} and phi0={self.phi0} are cosines, and psi0 does not "
                 "lie above phi0"
             )
-        if self.per_chunk > self.chunk or self.prop_iter < 0:
+        if self.per_chunk > self.chunk:
             raise ValueError(
-                f"per_chunk={self.per_chunk} is at most chunk={self.chunk}, and "
-                f"prop_iter={self.prop_iter} at least 0"
+                f"per_chunk={self.per_chunk} is at most chunk={self.chunk}"
             )
 
 

@@ -99,34 +99,19 @@ class Config(LearnedRecipe):
     """
 
     chapter: ClassVar[int] = 4
-    dim: int = 70
+    dim: Channels = 70
     loss_weights: tuple[float, float, float] = (0.67, 0.25, 0.63)
     shifts: tuple[float, float, float] = (0.08, 0.02, 0.66)
-    shares: tuple[float, float, float] | None = None
-    samples: int = 11
-    negatives: int = 5
+    shares: tuple[Share, Share, Share] | None = None
+    samples: Annotated[int, Range(1, 1000)] = 11
+    negatives: Count = 5
     pointwise: bool = True
     zero_clamp: bool = True
     stabilize: bool = False
-    neighbours: int = 7
-    dropout: float = 0.1
+    neighbours: Count = 7
+    dropout: LessThanAll = 0.1
     dropout_features: bool = True
-    lr: float = 5e-4
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            ValueError: a field does not fit.
-        """
-        super().__post_init__()
-        for name in ("dim", "samples", "negatives", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
-        if not all(0 <= share <= 1 for share in self.shares or ()):
-            raise ValueError(f"shares={self.shares} have to lie in [0, 1]")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} has to lie in [0, 1)")
+    lr: NotNegative = 5e-4
 
     def loss(self, shifts: Sequence[float] | None = None) -> CorrespondenceLoss:
         """The loss of these settings, or with other shifts."""
