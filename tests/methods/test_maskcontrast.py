@@ -58,7 +58,7 @@ def test_presets_hold_the_published_numbers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 0}, "dim=0 has to be above 0"),
+        ({"dim": 0}, r"dim=0 has to lie in \[1"),
         ({"temperature": 0.0}, "temperature=0.0 has to be above 0"),
         ({"scale": (0.5, 0.2)}, r"scale=\(0.5, 0.2\) has to rise"),
         ({"backbone": "dino_vits8"}, 'a ResNet sees "pixels"'),

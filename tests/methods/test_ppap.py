@@ -464,7 +464,7 @@ def test_a_backbone_without_blocks_is_refused():
         ({"per_chunk": 900}, "per_chunk=900 is at most chunk=784"),
         ({"tau_base": 0.0}, "tau_base=0.0 has to be above 0"),
         ({"ref_dropout": 1.0}, r"ref_dropout=1.0 has to lie in \[0, 1\)"),
-        ({"prop_iter": -1}, "prop_iter=-1 at least 0"),
+        ({"prop_iter": -1}, "prop_iter=-1 has to be at least 0"),
         ({"optimiser": "sgd"}, "expected 'adamw' or 'adam'"),
     ],
 )

@@ -312,7 +312,7 @@ def test_runs_keep_both_models(tmp_path):
     [
         ({"threshold": 0.0}, "threshold=0.0 has to lie in"),
         ({"momentum": 1.5}, "momentum=1.5 has to lie in"),
-        ({"every": 0}, "every=0 has to be above 0"),
+        ({"every": 0}, "every=0 has to be at least 1"),
         ({"split": "pca"}, "expected 'centre' or 'whiten' or 'none' or None"),
     ],
 )

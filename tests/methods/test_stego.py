@@ -420,10 +420,10 @@ def test_an_image_side_that_is_no_multiple_of_the_patch():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": 0}, "samples=0 has to be at least 1"),
+        ({"samples": 0}, r"samples=0 has to lie in \[1"),
         ({"negatives": 0}, "negatives=0 has to be at least 1"),
         ({"neighbours": 0}, "neighbours=0 has to be at least 1"),
-        ({"dim": 0}, "dim=0 has to be at least 1"),
+        ({"dim": 0}, r"dim=0 has to lie in \[1"),
         ({"shares": (0.2, 1.2, 0.1)}, r"shares=\(0.2, 1.2, 0.1\) have to lie"),
         ({"dropout": 1.0}, r"dropout=1.0 has to lie in \[0, 1\)"),
         ({"shifts": (0.1, 0.2)}, "shifts=.* does not fit"),

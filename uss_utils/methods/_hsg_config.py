@@ -1,9 +1,8 @@
 """HSG's settings: the released recipes, and those of small runs."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -13,8 +12,22 @@ from uss_utils.frozen import Frozen
 from uss_utils.grouping import HEADS, SIDE, Grouping
 from uss_utils.methods._hsg_inference import SegmentRetrieval
 from uss_utils.methods._hsg_loss import HSGLoss
-from uss_utils.presets import presets
+from uss_utils.presets import (
+    Channels,
+    Count,
+    LessThanAll,
+    NotNegative,
+    Pixels,
+    Positive,
+    Range,
+    Share,
+    Whole,
+    presets,
+)
 from uss_utils.recipe import LearnedRecipe
+
+Groups = Annotated[int, Range(1, 4096)]
+Cells = tuple[Annotated[int, Range(1, 256)], Annotated[int, Range(1, 256)]]
 
 
 @dataclass(frozen=True)
@@ -84,42 +97,43 @@ class Config(LearnedRecipe):
     images: str = ""
     whole: bool = False
     network: Literal["resnet18", "resnet50", "none"] = "resnet50"
-    stages: int = 4
+    stages: Annotated[int, Range(1, 4)] = 4
     stride: int = 16
     start: str | Path = "random"
     first_stage: str | Path = ""
-    mid: int | None = None
-    dim: int = 128
-    region_side: int = 320
-    region_threshold: float = 0.25
-    region_max: int = 48
+    mid: Channels | None = None
+    dim: Channels = 128
+    region_side: Pixels = 320
+    region_threshold: Share = 0.25
+    region_max: Annotated[int, Range(1, 2**16)] = 48
     region_folder: str | Path = ""
-    view_size: int = 448
+    view_size: Pixels = 448
     scale: tuple[float, float] = (0.5, 1.5)
-    grid: tuple[int, int] = (4, 4)
-    iterations: int = 15
+    grid: Cells = (4, 4)
+    iterations: Count = 15
     hierarchy: bool = True
-    fine: int = 8
-    coarse: int = 4
-    kappa: float = 16.0
-    knn: int = 2
+    fine: Groups = 8
+    coarse: Groups = 4
+    # Beyond 32 numbers of 32 bits do not reach.
+    kappa: Annotated[float, Range(0, 32, above=True)] = 16.0
+    knn: Count = 2
     per_view: bool = True
-    weight_region: float = 1.0
-    weight_fine: float = 0.1
-    weight_coarse: float = 0.1
-    weight_modularity: float = 1.0
-    weight_balance: float | None = None
-    weight_centroid: float = 1.0
-    lr: float = 8e-3
-    factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: int = 100
+    weight_region: NotNegative = 1.0
+    weight_fine: NotNegative = 0.1
+    weight_coarse: NotNegative = 0.1
+    weight_modularity: NotNegative = 1.0
+    weight_balance: NotNegative | None = None
+    weight_centroid: NotNegative = 1.0
+    lr: Positive = 8e-3
+    factor: NotNegative = 10.0
+    momentum: LessThanAll = 0.9
+    weight_decay: NotNegative = 1e-4
+    warmup: Whole = 100
     decay: Literal["step", "poly"] = "step"
-    test_side: int = 512
-    test_canvas: tuple[int, int] = (512, 512)
-    test_grid: tuple[int, int] = (6, 6)
-    test_iterations: int = SegmentRetrieval.iterations
+    test_side: Pixels = 512
+    test_canvas: tuple[Pixels, Pixels] = (512, 512)
+    test_grid: Cells = (6, 6)
+    test_iterations: Count = SegmentRetrieval.iterations
 
     def __post_init__(self) -> None:
         """Check types, choices and ranges.
@@ -128,23 +142,6 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("view_size", "kappa", "lr", "iterations", "knn", "test_side"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
-        for name, low, high in (
-            ("stages", 1, 4),
-            ("warmup", 0, math.inf),
-            ("fine", 1, math.inf),
-            ("coarse", 1, math.inf),
-            ("kappa", 0, 32),  # beyond it numbers of 32 bits do not reach
-            ("mid", 1, math.inf),
-        ):
-            if getattr(self, name) is None:
-                continue
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has to lie in {low}..{high}"
-                )
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"dim={self.dim} has to be even, for the position table")
         if self.hierarchy and self.dim % HEADS:
@@ -154,8 +151,6 @@ class Config(LearnedRecipe):
             )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale={self.scale} has to rise above 0")
-        if min(*self.grid, *self.test_grid) < 1:
-            raise ValueError("grid and test_grid need at least one cell on each side")
         if self.hierarchy and self.batch_size < 2:
             raise ValueError(
                 "the clustering transformers need at least two images per step "

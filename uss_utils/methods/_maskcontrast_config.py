@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -11,7 +11,16 @@ from uss_utils import backbones, datasets
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.frozen import Frozen
 from uss_utils.mask_files import RELEASED
-from uss_utils.presets import presets
+from uss_utils.presets import (
+    Channels,
+    LessThanAll,
+    NotNegative,
+    Pixels,
+    Positive,
+    Range,
+    Whole,
+    presets,
+)
 from uss_utils.recipe import LearnedRecipe
 
 
@@ -68,29 +77,29 @@ class Config(LearnedRecipe):
     network: Literal["resnet18", "resnet50", "none"] = "resnet50"
     stages: int = 4
     start: str | Path = "random"
-    frozen_stages: int = 0
+    frozen_stages: Whole = 0
     decoder: Literal["deeplab", "conv", "linear"] = "deeplab"
-    mid: int = 256
-    dim: int = 32
+    mid: Channels = 256
+    dim: Channels = 32
     upsample: bool = True
     whole: bool = False
     masks: Literal["ncut", "attention", "degree", "supervised", "unsupervised"] = "ncut"
     mask_backbone: str = "dino_vits16"
     mask_features: Literal["keys", "feat"] = "keys"
     mask_map: Literal["none", "centre", "whiten"] = "none"
-    mask_side: int | None = None
-    tau: float = 0.2
+    mask_side: Pixels | None = None
+    tau: Annotated[float, Range(-1, 1)] = 0.2
     objects: int = 1
     distil: Literal["none", "linear", "conv"] = "none"
     refine: bool = True
-    view_size: int = 224
+    view_size: Pixels = 224
     scale: tuple[float, float] = (0.2, 1.0)
     queue: int = 128
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     key_momentum: float = 0.999
-    lr: float = 4e-3
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    lr: Positive = 4e-3
+    momentum: LessThanAll = 0.9
+    weight_decay: NotNegative = 1e-4
 
     def __post_init__(self) -> None:
         """Check types, choices and ranges.
@@ -99,9 +108,6 @@ class Config(LearnedRecipe):
             ValueError: a field does not fit.
         """
         super().__post_init__()
-        for name in ("dim", "mid", "view_size", "temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
         for name, low, high in (
             ("objects", 1, 254),
             ("stages", 1, 4),

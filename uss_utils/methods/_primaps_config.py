@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from uss_utils.presets import presets
+from uss_utils.presets import Count, NotNegative, Positive, Range, presets
 from uss_utils.protocol import EvalProtocol
 from uss_utils.recipe import LearnedRecipe
 
@@ -37,31 +37,17 @@ class Config(LearnedRecipe):
     batch_size: int = 32
     base: str | Path | None = None
     split: Literal["centre", "whiten", "none"] | None = None
-    threshold: Fraction = 0.4
-    coverage: Fraction = 0.95
+    threshold: Annotated[float, Range(0.1, 1)] = 0.4
+    coverage: Annotated[float, Range(0, 1, above=True)] = 0.95
     refine: bool = True
     start_steps: Count = 184
     pca_images: Count = 93 * 32
     lr: Positive = 5e-3
     gamma: NotNegative = 2.0
     every: Count = 10
-    momentum: Fraction = 0.98
+    momentum: Annotated[float, Range(0, 1, above=True)] = 0.98
     ramp: bool = True
     augment: bool = True
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            ValueError: a field does not fit.
-        """
-        super().__post_init__()
-        for name in ("threshold", "coverage", "momentum"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} has to lie in (0, 1]")
-        for name in ("start_steps", "pca_images", "every", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
 
     def protocol(self) -> EvalProtocol:
         """How models of these settings are scored: logits as they are (alpha 1)."""

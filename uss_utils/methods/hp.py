@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,17 @@ from uss_utils.positives import (
     hidden_positives,
     pool_threshold,
 )
-from uss_utils.presets import presets
+from uss_utils.presets import (
+    Channels,
+    Count,
+    LessThanAll,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    Whole,
+    presets,
+)
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
 from uss_utils.training import Step

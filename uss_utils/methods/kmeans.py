@@ -18,7 +18,7 @@ from uss_utils.evaluation import evaluate_together, fit_map
 from uss_utils.features import extract
 from uss_utils.frozen import Frozen
 from uss_utils.heads import Standardise, fit_standardise
-from uss_utils.presets import presets, unknown
+from uss_utils.presets import Count, NotNegative, Whole, presets, unknown
 from uss_utils.probes import ClusterProbe
 from uss_utils.readout import fit_clusters, fit_linear
 from uss_utils.recipe import Recipe

@@ -16,7 +16,7 @@ averaging, as released.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,15 @@ from uss_utils.methods._ppap_sets import (
     reference_rows,
     sample_anchors,
 )
-from uss_utils.presets import presets
+from uss_utils.presets import (
+    Count,
+    LessThanAll,
+    NotNegative,
+    Positive,
+    Range,
+    Whole,
+    presets,
+)
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
 from uss_utils.training import Step

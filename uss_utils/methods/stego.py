@@ -14,7 +14,7 @@ counting are not repeated.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -43,7 +43,15 @@ from uss_utils.methods._stego_step import (
 )
 from uss_utils.neighbour_index import neighbour_index
 from uss_utils.neighbours import global_descriptors, nearest
-from uss_utils.presets import presets
+from uss_utils.presets import (
+    Channels,
+    Count,
+    LessThanAll,
+    NotNegative,
+    Range,
+    Share,
+    presets,
+)
 from uss_utils.recipe import LearnedRecipe
 from uss_utils.run_state import own_random_state
 from uss_utils.similarity import label_cooccurrence
