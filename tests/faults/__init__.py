@@ -1,0 +1,1 @@
+"""What happens when a machine fails: kills, full disks, two runs at once, NaN."""
