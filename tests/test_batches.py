@@ -34,31 +34,51 @@ def test_changing_a_batch_does_not_change_the_order():
     assert torch.equal(batch_indices(0, 6, 6), before)
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_processes_share_every_batch(workers):
-    class Items:
-        def __len__(self):
-            return 12
+class Drawn:
+    """Items with something random beside them."""
 
-        def batch(self, indices):
-            return indices * 10
+    def __len__(self):
+        return 13
 
-    ranks = [
-        Batches(Items(), 4, seed=3, drop_last=True, rank=rank, workers=workers)
-        for rank in range(workers)
-    ]
-    for step in range(6):
-        whole = batch_indices(step, 12, 4, seed=3)
-        shares = [batches(step) for batches in ranks]
-        assert {epoch for epoch, _, _ in shares} == {step // 3}
-        assert all(len(batch) == 4 // workers for _, _, batch in shares)
-        fetched = torch.cat([batch for _, _, batch in shares])
-        assert sorted(fetched.tolist()) == sorted((whole * 10).tolist())
+    def draw(self, indices, generator):
+        return indices * 10, torch.rand(len(indices), generator=generator)
 
 
-def test_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match="batch_size 5 does not divide over 2"):
-        Batches(torch.arange(10), 5, seed=0, drop_last=True, rank=0, workers=2)
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_make_up_the_batch(parts):
+    batches = Batches(Drawn(), 4, seed=3, drop_last=False, parts=parts)
+    for step in range(8):
+        whole = batch_indices(step, 13, 4, seed=3)
+        epoch, found = batches(step)
+        assert epoch == step // 4
+        assert len(found) == min(parts, len(whole))
+        sizes = [len(items) for items, _ in found]
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(torch.cat([items for items, _ in found]), whole)
+        for items, (tens, _) in found:
+            assert torch.equal(tens, items * 10)
+
+
+def test_parts_and_steps_draw_differently():
+    batches = Batches(Drawn(), 4, seed=3, drop_last=True, parts=2)
+    draws = [drawn[0] for step in (0, 1) for _, (_, drawn) in batches(step)[1]]
+    assert len({float(value) for value in draws}) == 4
+
+
+def test_all_processes_fetch_alike():
+    alone, one_of_two = (
+        Batches(Drawn(), 4, seed=3, drop_last=True, workers=n) for n in (1, 2)
+    )
+    for mine, other in zip(alone(5)[1], one_of_two(5)[1], strict=True):
+        assert torch.equal(mine[0], other[0])
+        assert torch.equal(mine[1][1], other[1][1])
+
+
+@pytest.mark.parametrize("batch_size, drop_last", [(3, True), (4, False)])
+def test_batch_that_cannot_be_shared(batch_size, drop_last):
+    few = 3 if drop_last else 1
+    with pytest.raises(ValueError, match=f"a batch of {few} images .* 4 processes"):
+        Batches(torch.arange(13), batch_size, 0, drop_last, workers=4)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

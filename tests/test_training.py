@@ -1,16 +1,14 @@
 import json
-import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.processes import ROOT, run_together
 from tests.training_run import (
     EVERY,
     STEPS,
@@ -18,13 +16,13 @@ from tests.training_run import (
     linear_run,
     loss_fn,
     run,
+    shared_run,
+    stop_at,
     update_teacher,
 )
 from uss_utils.checkpoints import load_tensors, save_tensors
 from uss_utils.environment import generator
 from uss_utils.training import EMA, History, batch_indices, constant, fit
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -591,42 +589,48 @@ def test_parameters_outside_the_model_are_refused():
 # ------------------------------------------------------------------ several processes
 
 
-def test_two_processes_equal_one(tmp_path):
-    """Gradients are averaged over shards of the same batches; the first one writes."""
-    path = tmp_path / "last.safetensors"
+def test_two_processes_equal_one_and_either_goes_on(tmp_path):
+    """Each computes its rows of every batch; the first one writes."""
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from tests.training_run import linear_run\n"
-        "linear_run(checkpoint=sys.argv[1])\n"
+        "from tests.training_run import shared_run\n"
+        "from uss_utils import ranks\n"
+        "def rows(n): return len(range(n)[ranks.share(n)])\n"
+        "shared_run(checkpoint=sys.argv[1], stop=int(sys.argv[2]))\n"
+        "print(rows(9))"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in "01":
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        env |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", code, str(path)]
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | env, stderr=subprocess.PIPE, text=True
+    model, history = shared_run()
+    for first, second in ((2, 2), (2, 1), (1, 2)):
+        path = tmp_path / f"{first}{second}.safetensors"
+        for n, stop in ((first, 5), (second, 10)):
+            printed = run_together(n, "-c", code, str(path), str(stop))
+            assert sum(map(int, printed)) == 9
+        tensors, meta = load_tensors(path)
+        assert meta["step"] == 10
+        torch.testing.assert_close(
+            tensors["parts/model/weight"], model.weight.detach(), rtol=1e-5, atol=1e-6
         )
-        children.append(child)
-    try:
-        for child in children:
-            _, errors = child.communicate(timeout=120)
-            assert child.returncode == 0, errors
-    finally:
-        for child in children:
-            child.kill()
-    tensors, meta = load_tensors(path)
-    model, history = linear_run()
-    assert meta["settings"]["processes"] == 2
-    torch.testing.assert_close(
-        tensors["parts/model/weight"], model.weight.detach(), rtol=1e-5, atol=1e-6
-    )
-    losses = History.from_json(meta["history"]).series("loss")
-    assert losses == pytest.approx(history.series("loss"), rel=1e-5)
+        losses = History.from_json(meta["history"]).series("loss")
+        assert losses == pytest.approx(history.series("loss"), rel=1e-5)
+
+
+def test_a_batch_in_parts_is_the_same_batch(tmp_path):
+    whole, history = linear_run(batch_size=9)
+    parts, other = linear_run(batch_size=9, accumulate=4)
+    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-5, atol=1e-6)
+    assert other.series("loss") == pytest.approx(history.series("loss"), rel=1e-5)
+    path = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        linear_run(
+            batch_size=9,
+            accumulate=4,
+            checkpoint=path,
+            checkpoint_every=1,
+            on_step=stop_at(5),
+        )
+    assert load_tensors(path)[1]["step"] == 5
+    resumed, _ = linear_run(batch_size=9, accumulate=2, checkpoint=path)
+    torch.testing.assert_close(resumed.weight, whole.weight, rtol=1e-5, atol=1e-6)
 
 
 def test_generators_of_a_run_are_its_own():

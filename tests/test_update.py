@@ -65,7 +65,7 @@ def two_optimisers(scaler, clip_norm, overflow_at=None, steps=4):
     weights, rows = [], []
     for index in range(steps):
         step = Step(index, steps, 0, torch.arange(40), torch.Generator())
-        rows.append(update(step, batch))
+        rows.append(update([(step, batch)]))
         weights.append([model[key].weight.detach().clone() for key in ("a", "b")])
     return weights, rows
 
@@ -106,7 +106,8 @@ def test_an_optimiser_without_gradients_waits():
 
     update = Update(model, loss, optimisers, None, 1.0, stand_in(scaler()))
     before = model["idle"].weight.detach().clone()
-    update(Step(0, 1, 0, None, None), Pairs().batch(torch.arange(8)))
+    items = torch.arange(8)
+    update([(Step(0, 1, 0, items, None), Pairs().batch(items))])
     assert torch.equal(model["idle"].weight, before)
 
 
@@ -121,7 +122,8 @@ def test_closing_drops_gradients_and_puts_rates_back():
         None,
         stand_in(None),
     )
-    row = update(Step(0, 1, 0, None, None), Pairs().batch(torch.arange(8)))
+    items = torch.arange(8)
+    row = update([(Step(0, 1, 0, items, None), Pairs().batch(items))])
     assert row["lr"] == optimiser.param_groups[0]["lr"] == 0.05
     update.close()
     assert optimiser.param_groups[0]["lr"] == 0.1

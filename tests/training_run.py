@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from uss_utils import ranks
 from uss_utils.environment import generator
 from uss_utils.training import EMA, History, cosine_ramp, cosine_schedule, fit
 
@@ -116,6 +117,39 @@ def linear_run(**changes):
     } | changes
     loss, data = arguments.pop("loss_fn"), arguments.pop("data")
     return model, fit(model, loss, data, **arguments)
+
+
+class SharedPairs(Pairs):
+    """Of a batch, this process's rows."""
+
+    def batch(self, indices):
+        return super().batch(indices[ranks.share(len(indices))])
+
+
+def shared_run(stop=10, **changes):
+    """As :func:`linear_run`, shared by processes, interrupted after ``stop`` steps."""
+
+    def loss(model, batch, step):
+        x, y = batch
+        total = (model(x) - y).square().sum()
+        return {"loss": total * ranks.world_size() / (2 * len(step.indices))}
+
+    hook = stop_at(stop) if stop < 10 else None
+    options = {"loss_fn": loss, "data": SharedPairs(), "batch_size": 9}
+    try:
+        return linear_run(**options, on_step=hook, checkpoint_every=1, **changes)
+    except KeyboardInterrupt:
+        return None
+
+
+def stop_at(step):
+    """A hook that interrupts the run after some steps, once they are saved."""
+
+    def hook(index, model, row):
+        if index == step:
+            raise KeyboardInterrupt
+
+    return hook
 
 
 def die():
