@@ -195,8 +195,7 @@ class ClusteringTransformer(nn.Module):
                 f"the padding of nodes {tuple(x.shape)} must have shape "
                 f"{(len(x), x.shape[2])}, got {tuple(padding.shape)}"
             )
-        alone = len(x) == 1 and not isinstance(self.start[1], nn.SyncBatchNorm)
-        if self.training and alone:
+        if self.training and len(x) == 1:
             raise ValueError(
                 "a clustering transformer cannot be trained on a batch of one image: "
                 "the batch norm of its start would see a single row; use at least two"

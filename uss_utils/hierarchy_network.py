@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uss_utils import ranks
+from uss_utils import joined_norm
 from uss_utils.grouping import Grouping
 from uss_utils.resnets import STAGES, DilatedResNet
 from uss_utils.rows import as_float
@@ -116,11 +116,11 @@ class HSGNet(nn.Module):
                 ) from error
 
     def synchronise_batch_norm(self) -> None:
-        """Let batch norms see the batches of all processes; needs a GPU, else nothing.
+        """Let batch norms see the batches of all processes, as in the paper.
 
-        The paper's setting; it also allows one image per process.
+        But for those of the grouping: every process groups the segments of all.
         """
-        ranks.synchronise_batch_norm(self)
+        joined_norm.join(self.backbone, self.head)
 
 
 def _backbone(given: nn.Module | str | None, n_stages: int) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from uss_utils.joined_norm import is_joined
 from uss_utils.resnets import DilatedResNet
 from uss_utils.rows import as_float
 from uss_utils.upsampling import upsample
@@ -76,8 +77,7 @@ class PixelEmbedder(nn.Module):
 
     def _needs_two(self) -> bool:
         """Whether a batch norm would see a single value per channel."""
-        shared = any(isinstance(m, nn.SyncBatchNorm) for m in self.decoder.modules())
-        return self.head == "deeplab" and not shared
+        return self.head == "deeplab" and not is_joined(self.decoder)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the backbone's grid: (B, D, h, w) and (B, h, w)."""

@@ -11,7 +11,7 @@ Collective calls: all processes make them, in the same order.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
@@ -85,6 +85,18 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def counts(n: int, device: torch.device | str = "cpu") -> list[int]:
+    """The numbers that the processes give, in the order of their ranks.
+
+    Args:
+        n: this one's.
+        device: where the processes exchange tensors.
+    """
+    if world_size() == 1:
+        return [n]
+    return gather(torch.tensor([n], device=device)).tolist()
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all processes in the order of their ranks, however many each has.
 
@@ -96,8 +108,7 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
-    return _GatherRows.apply(x, counts)
+    return _GatherRows.apply(x, counts(len(x), x.device))
 
 
 class _GatherRows(torch.autograd.Function):
@@ -115,21 +126,3 @@ class _GatherRows(torch.autograd.Function):
         total = upstream.contiguous().clone()
         dist.all_reduce(total)
         return total.split(ctx.counts)[rank()], None
-
-
-def may_synchronise(weight: Tensor) -> bool:
-    """Whether batch norms can see all processes: torch's layer demands a GPU."""
-    return world_size() > 1 and weight.is_cuda
-
-
-def synchronise_batch_norm(*networks: nn.Module) -> None:
-    """Let batch norms see the batches of all processes.
-
-    Where only one process trains, the weights are not on a GPU, or it is done already,
-    nothing happens; what trains is known once :func:`uss_utils.training.fit` has begun.
-    Weights and their names stay.
-    """
-    for network in networks:
-        done = any(isinstance(part, nn.SyncBatchNorm) for part in network.modules())
-        if not done and may_synchronise(next(network.parameters())):
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -19,7 +19,9 @@ from uss_utils.upsampling import upsample
 KINDS = ("linear", "conv")
 
 
-def balanced_bce(logits: Tensor, masks: Tensor) -> Tensor:
+def balanced_bce(
+    logits: Tensor, masks: Tensor, background: Tensor | float | None = None
+) -> Tensor:
     """Cross-entropy in which object and background weigh as much as the other's share.
 
     With the share w of background in the whole batch, the mean over all pixels of
@@ -29,6 +31,8 @@ def balanced_bce(logits: Tensor, masks: Tensor) -> Tensor:
     Args:
         logits: s, floats of any shape.
         masks: same shape, bool or integers; above 0 = object.
+        background: w, where these are not all pixels of the batch; None: that of the
+            masks.
 
     Returns:
         Scalar, float32 (float64 stays).
@@ -42,7 +46,8 @@ def balanced_bce(logits: Tensor, masks: Tensor) -> Tensor:
             "the same shape, and at least one pixel"
         )
     logits, inside = as_float(logits), masks > 0
-    background = 1 - inside.to(logits).mean()
+    if background is None:
+        background = 1 - inside.to(logits).mean()
     weight = torch.where(inside, background, 1 - background)
     return (weight * F.softplus(torch.where(inside, -logits, logits))).mean()
 

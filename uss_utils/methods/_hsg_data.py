@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils import photometric
+from uss_utils import photometric, ranks
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import IMAGENET_MEAN, normalise_rgb
 from uss_utils.environment import generator as generator_of
@@ -269,19 +269,20 @@ class RegionViews:
         """One batch of pairs, a pure function of indices and generator.
 
         Args:
-            indices: int64, shape (B,).
-            generator: CPU generator.
+            indices: of the whole batch, int64, shape (B,).
+            generator: CPU generator, the same in all processes.
 
         Returns:
-            ``views``, normalised, (2 B, 3, s, s); ``regions``, int64 (2 B, s, s); and
-            ``valid``, where a view shows its image, bool (2 B, s, s). Views 2 b and 2 b
-            + 1 belong to image b.
+            Of the b images of this process's share: ``views``, normalised,
+            (2 b, 3, s, s); ``regions``, int64 (2 b, s, s); and ``valid``, where a view
+            shows its image, bool (2 b, s, s). Views 2 i and 2 i + 1 belong to image i.
 
         Raises:
             ValueError: a region map does not fit its image.
         """
         seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
         jobs = list(zip(indices.tolist(), map(generator_of, seeds), strict=True))
+        jobs = jobs[ranks.share(len(jobs))]
         with ThreadPoolExecutor(max(1, min(self.threads, len(jobs)))) as pool:
             pairs = list(pool.map(lambda job: self._pair(*job), jobs))
         views, regions, valid = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -336,12 +337,14 @@ class RegionViewBatches:
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """As :meth:`RegionViews.draw`."""
-        rows = indices.repeat_interleave(2)
+        n, size = 2 * len(indices), self.regions.shape[1:]
+        drawn = draw_geometry(n, *size, self.size, generator, self.scale)
+        changes = draw_changes(n, generator)
+        share = ranks.share(len(indices))
+        rows = indices[share].repeat_interleave(2)
+        own = slice(2 * share.start, 2 * share.stop)
         images = self.images[rows].permute(0, 3, 1, 2).float().div_(255)
-        regions = self.regions[rows]
-        drawn = draw_geometry(
-            len(rows), *regions.shape[1:], self.size, generator, self.scale
-        )
-        views, cut, valid = cut_views(images, regions, drawn, self.size)
-        views = recolour_fast(_eight_bits(views), draw_changes(len(rows), generator))
+        drawn = Geometry(*(part[own] for part in drawn))
+        views, cut, valid = cut_views(images, self.regions[rows], drawn, self.size)
+        views = recolour_fast(_eight_bits(views), changes[own])
         return {"views": normalise_rgb(views), "regions": cut, "valid": valid}

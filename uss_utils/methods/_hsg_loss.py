@@ -6,12 +6,16 @@ coarse groups attract the pixels of both views of an image; modularity and balan
 how good the groups are, and their centroids repel each other. Labels are constants:
 what trains the clustering transformers are the last three alone.
 
-Where several processes train together, pixels and nodes are those of each one, but
-prototypes and centroids those of all.
+Where several processes share a batch, each has the pixels of its own views. Prototypes
+are those of all; from these every process makes the graph and the groups of all images,
+which takes a small part of a step, so that the terms are those of one process. The
+released code means over each process's pixels and nodes, and averages the means.
+
+Where a batch is computed in parts, segments and centroids are compared within a part,
+and an image's slots are as many as its part needs.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,26 +32,12 @@ from uss_utils.methods._hsg_segments import (
     Nodes,
     Segments,
     dense_numbers,
-    segment_nodes,
+    image_index,
+    nodes_of,
     segment_views,
 )
 
 LEVELS = ("fine", "coarse")
-
-
-class Everyone(NamedTuple):
-    """The segments of all processes.
-
-    Attributes:
-        prototypes: differentiable, shape (S, C).
-        labels: numbers of (image, region) and, with a grouping, of (image, fine group)
-            and (image, coarse group), int64 (S,) each.
-        first: place of this process's first segment.
-    """
-
-    prototypes: Tensor
-    labels: list[Tensor]
-    first: int
 
 
 @dataclass(frozen=True)
@@ -104,14 +94,15 @@ class HSGLoss:
             valid: pixels that are no padding, bool (N, H, W).
             image_of_view: image of each view, int64 (N,).
             grouping: the clustering transformers (``HSGNet.grouping``), or logits and
-                centroids of the nodes; None: regions alone.
+                centroids of the nodes (of all processes); None: regions alone.
 
         Returns:
             Scalars: "total"; "region" and, with a grouping, "fine", "coarse" and
             "modularity", "balance" and "centroid", each with "_fine" or "_coarse"
             behind it, all before they are weighted; and "top5", the share of the five
             segments most like a segment, itself included, that have its image and
-            region. Without any valid pixel all are 0.
+            region. Without any valid pixel all are 0. The mean over processes is that
+            of the whole batch.
 
         Raises:
             ValueError: shapes that do not fit, more nodes than slots, or a grouping
@@ -128,9 +119,12 @@ class HSGLoss:
     ) -> dict[str, Tensor]:
         """The same of given segments; see :meth:`__call__`."""
         with torch.autocast(segments.pixels.device.type, enabled=False):
-            nodes, levels, groups = self._grouped(segments, image_of_view, grouping)
-            everyone = _everyone(segments, nodes, groups)
-            terms = self._contrasts(segments, everyone)
+            everyone = segments.gathered()
+            nodes, levels, groups = self._grouped(
+                segments, everyone, image_of_view, grouping
+            )
+            labels = _labels(everyone, nodes, groups)
+            terms = self._contrasts(everyone, labels)
             if levels is not None:
                 terms |= self._goodness(nodes, levels, groups)
             if not len(everyone.prototypes):  # centroids of nothing would still repel
@@ -138,20 +132,23 @@ class HSGLoss:
                 terms = dict.fromkeys(terms, nothing)
             weights = self._weights()
             total = sum(weights[name] * term for name, term in terms.items())
-            top5 = retrieval_accuracy(everyone.prototypes, everyone.labels[0])
+            top5 = retrieval_accuracy(everyone.prototypes, labels[0])
         return {"total": total, **terms, "top5": top5}
 
     def _grouped(
         self,
         segments: Segments,
+        everyone: Segments,
         image_of_view: Tensor,
         grouping: Grouping | Levels | None,
     ) -> tuple[Nodes, Levels | None, Assignment | None]:
-        if not isinstance(grouping, Grouping):
-            nodes = segment_nodes(segments, image_of_view, slots=self.slots)
-        else:
+        """Nodes, levels and groups of the images of all processes."""
+        position, made = None, isinstance(grouping, Grouping)
+        if made:
             place = grouping.positions(segments.shape[1:])
-            nodes = segment_nodes(segments, image_of_view, place, self.slots)
+            position = ranks.gather_rows(segments.positions(place))
+        nodes = nodes_of(everyone, _numbered(image_of_view), position, self.slots)
+        if made:
             grouping = grouping(nodes.x, nodes.padding, nodes.position)
         if grouping is None:
             return nodes, None, None
@@ -165,13 +162,14 @@ class HSGLoss:
         found = compose_levels(grouping.fine_logits, grouping.coarse_logits)
         return nodes, grouping, found
 
-    def _contrasts(self, segments: Segments, everyone: Everyone) -> dict[str, Tensor]:
+    def _contrasts(self, everyone: Segments, labels: list[Tensor]) -> dict[str, Tensor]:
         """Each pixel against the segments of all processes, at every level."""
-        names = ("region", *LEVELS)[: len(everyone.labels)]
-        own = segments.pixel_segment + everyone.first
-        values = segment_contrast(
-            segments.pixels, own, everyone.prototypes, everyone.labels, self.kappa
-        )
+        names = ("region", *LEVELS)[: len(labels)]
+        rows = everyone.pixels, everyone.pixel_segment, everyone.prototypes
+        values = segment_contrast(*rows, labels, self.kappa, reduce=False).sum(1)
+        # A sum over the share of each process, averaged over processes, is the mean.
+        counts = ranks.counts(len(everyone.pixels), values.device)
+        values = values / (sum(counts) / len(counts) or 1)
         return dict(zip(names, values, strict=True))
 
     def _goodness(
@@ -183,7 +181,7 @@ class HSGLoss:
         found = {}
         for level in LEVELS:
             probs = getattr(groups, f"{level}_probs")
-            centroids = ranks.gather_rows(getattr(levels, f"{level}_centroids"))
+            centroids = getattr(levels, f"{level}_centroids")
             found[f"modularity_{level}"] = modularity_loss(
                 probs, graph, nodes.padding, self.standard
             )
@@ -202,17 +200,18 @@ class HSGLoss:
         return weights
 
 
-def _everyone(segments: Segments, nodes: Nodes, groups: Assignment | None) -> Everyone:
-    """Prototypes and labels of all processes."""
-    image = nodes.image_of_segment
+def _numbered(image_of_view: Tensor) -> Tensor:
+    """Images of the views of all processes, numbered through."""
+    index = image_index(image_of_view)
+    images = ranks.counts(int(index.max()) + 1, index.device)
+    return ranks.gather_rows(index + sum(images[: ranks.rank()]))
+
+
+def _labels(
+    segments: Segments, nodes: Nodes, groups: Assignment | None
+) -> list[Tensor]:
+    """Numbers of (image, region) and, with groups, of (image, fine or coarse group)."""
     labels = [segments.segment_region]
     if groups is not None:
         labels += [nodes.of_segments(g) for g in (groups.fine, groups.coarse)]
-    rank = torch.full_like(image, ranks.rank())
-    # A table of integers: which process, which image of it, which label.
-    table = ranks.gather_rows(torch.stack([rank, image, *labels], 1))
-    return Everyone(
-        ranks.gather_rows(segments.prototypes),
-        [dense_numbers(table[:, 0], table[:, 1], column) for column in table.T[2:]],
-        int((table[:, 0] < ranks.rank()).sum()),
-    )
+    return [dense_numbers(nodes.image_of_segment, label) for label in labels]

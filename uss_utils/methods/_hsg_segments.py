@@ -5,12 +5,13 @@ Cosegmentation and Clustering Transformers, CVPR 2022, section 3.1. Segments of 
 views of an image are the nodes that its clustering transformers group.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uss_utils import ranks
 from uss_utils.datasets.transforms import floor_indices
 from uss_utils.methods._hsg_kmeans import (
     EPS,
@@ -29,6 +30,7 @@ __all__ = [
     "dense_numbers",
     "grid_labels",
     "image_index",
+    "nodes_of",
     "pixel_features",
     "segment_means",
     "segment_nodes",
@@ -134,6 +136,34 @@ class Segments:
         maps = values.new_full((n, height * width), fill)
         maps[self.pixel_view, self.pixel_place] = values[self.pixel_segment]
         return maps.view(self.shape)
+
+    def gathered(self) -> "Segments":
+        """Segments of all processes, numbered through; pixels stay this one's."""
+        if ranks.world_size() == 1:
+            return self
+        rank, device = ranks.rank(), self.pixels.device
+        views = ranks.counts(self.shape[0], device)
+        first_view = sum(views[:rank])
+        first = sum(ranks.counts(len(self.prototypes), device)[:rank])
+        return replace(
+            self,
+            pixel_segment=self.pixel_segment + first,
+            pixel_view=self.pixel_view + first_view,
+            segment_view=ranks.gather_rows(self.segment_view + first_view),
+            segment_region=ranks.gather_rows(self.segment_region),
+            prototypes=ranks.gather_rows(self.prototypes),
+            shape=(sum(views), *self.shape[1:]),
+        )
+
+    def positions(self, positions: Tensor) -> Tensor:
+        """Mean of a map (C, h, w) over every segment's pixels, shape (S, C)."""
+        if list(positions.shape[1:]) != list(self.shape[1:]):
+            raise ValueError(
+                f"the position map has shape {tuple(positions.shape)}, expected (C, "
+                f"{self.shape[1]}, {self.shape[2]}), the size of the embedding map"
+            )
+        rows = positions.flatten(1).T.index_select(0, self.pixel_place)
+        return segment_means(as_float(rows), self.pixel_segment, len(self.prototypes))
 
 
 def segment_views(
@@ -263,7 +293,23 @@ def segment_nodes(
     Raises:
         ValueError: shapes that do not fit, or an image with more segments than slots.
     """
-    _check_nodes(segments, image_of_view, positions)
+    position = None if positions is None else segments.positions(positions)
+    return nodes_of(segments, image_of_view, position, slots)
+
+
+def nodes_of(
+    segments: Segments,
+    image_of_view: Tensor,
+    position: Tensor | None = None,
+    slots: int | None = None,
+) -> Nodes:
+    """:func:`segment_nodes` of given positions of the segments, shape (S, C)."""
+    n = segments.shape[0]
+    if tuple(image_of_view.shape) != (n,):
+        raise ValueError(
+            f"image_of_view has shape {tuple(image_of_view.shape)}, expected ({n},), "
+            "one image per view"
+        )
     index = image_index(image_of_view)
     image = index[segments.segment_view]
     size = torch.bincount(image, minlength=int(index.max()) + 1)
@@ -280,12 +326,8 @@ def segment_nodes(
     spread = _Spread(
         image, slot, len(size), max(1, largest if slots is None else slots)
     )
-    count, dim = segments.prototypes.shape
-    if positions is None:
-        position = segments.prototypes.new_zeros(count, dim)
-    else:
-        rows = positions.flatten(1).T.index_select(0, segments.pixel_place)
-        position = segment_means(as_float(rows), segments.pixel_segment, count)
+    if position is None:
+        position = torch.zeros_like(segments.prototypes)
     return Nodes(
         spread.rows(segments.prototypes),
         spread.values(torch.zeros_like(image, dtype=torch.bool), True),
@@ -318,19 +360,3 @@ class _Spread:
         place = self.image * self.slots + self.slot
         table = table.index_copy(0, place, rows)
         return table.view(self.images, self.slots, -1).transpose(1, 2)
-
-
-def _check_nodes(
-    segments: Segments, image_of_view: Tensor, positions: Tensor | None
-) -> None:
-    n, *size = segments.shape
-    if tuple(image_of_view.shape) != (n,):
-        raise ValueError(
-            f"image_of_view has shape {tuple(image_of_view.shape)}, expected ({n},), "
-            "one image per view"
-        )
-    if positions is not None and list(positions.shape[1:]) != size:
-        raise ValueError(
-            f"the position map has shape {tuple(positions.shape)}, expected (C, "
-            f"{size[0]}, {size[1]}), the size of the embedding map"
-        )

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uss_utils import views
+from uss_utils import ranks, views
 from uss_utils.datasets.transforms import normalise_rgb
 from uss_utils.methods._maskcontrast_data import (
     MAX_AREA,
@@ -73,29 +73,32 @@ class TwoViewBatches:
         """One batch of pairs, a pure function of indices and generator.
 
         Args:
-            indices: int64, shape (B,).
-            generator: CPU generator.
+            indices: of the whole batch, int64, shape (B,).
+            generator: CPU generator, the same in all processes.
 
         Returns:
-            ``view_q`` and ``view_k``, normalised, (B, 3, size, size), and their masks
-            ``mask_q`` and ``mask_k``, int64 (B, size, size).
+            ``view_q`` and ``view_k``, normalised, (b, 3, size, size), and their masks
+            ``mask_q`` and ``mask_k``, int64 (b, size, size): this process's share.
 
         Raises:
             ValueError: an image's views do not pass the area gate, nor do others'.
         """
         rows, boxes, masks = self._accepted(indices, generator)
-        images = self.images[rows].permute(0, 3, 1, 2).float().div_(255)
+        own = ranks.share(len(rows))
+        images = self.images[rows[own]].permute(0, 3, 1, 2).float().div_(255)
         pair = {}
         for k, name in enumerate("qk"):
             flip = torch.rand(len(rows), 2, generator=generator) < MIRROR
+            changes = [draw_change(generator) for _ in rows]
+            flip = flip[own]
             flip[:, 1] = False  # never upside down
             # From top, left, height, width to left, top, width, height.
-            box = boxes[:, k, [1, 0, 3, 2]].float()
+            box = boxes[own, k][:, [1, 0, 3, 2]].float()
             view = views.crop(images, box, flip, self.size)
-            view = recolour_fast(view, [draw_change(generator) for _ in view])
-            mirrored = torch.where(flip[:, :1, None], masks[:, k].flip(-1), masks[:, k])
-            pair[f"view_{name}"] = normalise_rgb(view)
-            pair[f"mask_{name}"] = mirrored.long()
+            mask = masks[own, k]
+            mask = torch.where(flip[:, :1, None], mask.flip(-1), mask)
+            pair[f"view_{name}"] = normalise_rgb(recolour_fast(view, changes[own]))
+            pair[f"mask_{name}"] = mask.long()
         return pair
 
     def _accepted(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from uss_utils import photometric, views
+from uss_utils import photometric, ranks, views
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import nearest_indices, normalise_rgb
 from uss_utils.environment import generator as generator_of
@@ -234,17 +234,18 @@ class TwoViewDataset(Dataset):
         """Several pairs as one batch, a pure function of indices and generator.
 
         Args:
-            indices: int64, shape (B,).
-            generator: CPU generator.
+            indices: of the whole batch, int64, shape (B,).
+            generator: CPU generator, the same in all processes.
 
         Returns:
-            As for one pair, with a first axis of B.
+            As for one pair, with a first axis: those of this process's share.
 
         Raises:
             ValueError: as for one pair.
         """
         seeds = torch.randint(2**62, (len(indices),), generator=generator).tolist()
         jobs = list(zip(indices.tolist(), map(generator_of, seeds), strict=True))
+        jobs = jobs[ranks.share(len(jobs))]
         with ThreadPoolExecutor(max(1, min(self.threads, len(jobs)))) as pool:
             pairs = list(pool.map(lambda job: self._pair(*job), jobs))
         return {key: torch.stack([pair[key] for pair in pairs]) for key in pairs[0]}

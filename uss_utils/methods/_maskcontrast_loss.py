@@ -4,6 +4,9 @@ Van Gansbeke et al., Unsupervised Semantic Segmentation by Contrasting Object Ma
 Proposals, ICCV 2021, section 3.2. Masks are maps of ids, 0 for the background and
 1..n for the objects of an image; a binary mask is the case n = 1. Row ``b n + id - 1``
 of the prototypes belongs to object ``id`` of image b.
+
+Where several processes share a batch, each has the pixels of its own images; prototypes
+are those of all, and every mean is taken over the pixels of all.
 """
 
 from typing import NamedTuple
@@ -13,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from uss_utils import ranks
 from uss_utils.rows import as_float
 
 EPS = 1e-12  # vectors shorter than this are not scaled to unit length
@@ -98,7 +102,7 @@ def pixel_object_logits(
     Raises:
         ValueError: shapes that do not fit, or a temperature that is not positive.
     """
-    masks, n = _check_step(query, masks, prototypes, queue, temperature)
+    masks, n = _check_step(query, masks, prototypes, queue, temperature, len(query))
     anchors = object_pixels(masks, n)
     z = F.normalize(anchors.of(as_float(query)), dim=1, eps=EPS)
     candidates = torch.cat([prototypes, queue.T]).to(z)
@@ -124,12 +128,16 @@ def inverse_log_weights(labels: Tensor, num_columns: int, c: float = 1.02) -> Te
     """
     if not c > 1:
         raise ValueError(f"c={c} has to be above 1")
-    counts = torch.bincount(labels, minlength=num_columns).float()
-    return 1 / torch.log(c + counts / max(1, len(labels)))
+    counts = torch.bincount(labels, minlength=num_columns)
+    return _damped(counts, len(labels), c)
+
+
+def _damped(counts: Tensor, total: int, c: float = 1.02) -> Tensor:
+    return 1 / torch.log(c + counts.float() / max(1, total))
 
 
 class _PixelToObject(torch.autograd.Function):
-    """Weighted cross-entropy of the anchors, and the share that finds its object.
+    """Weighted cross-entropy of the anchors, and how many find their object.
 
     With z = E / |E| and p the softmax over the candidates u, the derivative of an
     anchor's share by z is g = w / (T sum w) (sum_j p_j u_j - u_y); by E it is
@@ -142,13 +150,11 @@ class _PixelToObject(torch.autograd.Function):
         ctx,
         query: Tensor,
         anchors: Anchors,
+        weights: Tensor,
         candidates: Tensor,
         temperature: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        weights = inverse_log_weights(anchors.label, len(candidates)).to(query)
-        weights = weights[anchors.label]
-        weights /= weights.sum()
         total, hits = query.new_zeros(()), query.new_zeros(())
         grads = []
         for start in range(0, len(weights), chunk):
@@ -167,9 +173,8 @@ class _PixelToObject(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(anchors.image, anchors.pixel, torch.cat(grads))
             ctx.shape = query.shape
-        accuracy = hits / len(weights)
-        ctx.mark_non_differentiable(accuracy)
-        return total, accuracy
+        ctx.mark_non_differentiable(hits)
+        return total, hits
 
     @staticmethod
     @once_differentiable
@@ -177,7 +182,7 @@ class _PixelToObject(torch.autograd.Function):
         image, pixel, rows = ctx.saved_tensors
         grad = rows.new_zeros(ctx.shape)
         grad.flatten(2)[image, :, pixel] = rows * upstream
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 def _few_anchors(
@@ -222,20 +227,33 @@ def contrast_and_accuracy(
     A pixel finds its object if no other candidate is as much like it as its own
     prototype; the share is a scalar in [0, 1], 0 where there is no object.
     """
-    masks, n = _check_step(query, query_masks, prototypes, queue, temperature)
+    device = query.device
+    images = ranks.counts(len(query), device)
+    masks, n = _check_step(
+        query, query_masks, prototypes, queue, temperature, sum(images)
+    )
     anchors = object_pixels(masks, n)
+    anchors = anchors._replace(label=anchors.label + n * sum(images[: ranks.rank()]))
     if valid is not None:
         place = valid.cumsum(0) - 1
         keep = valid[anchors.label]
         anchors = Anchors(*(x[keep] for x in anchors))
         anchors = anchors._replace(label=place[anchors.label])
         prototypes = prototypes[valid]
-    if not len(anchors.label):
-        return as_float(query).sum() * 0, as_float(query).new_zeros(())
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         query = as_float(query)
         candidates = torch.cat([prototypes, queue.T]).to(query)
-        return _PixelToObject.apply(query, anchors, candidates, temperature, chunk)
+        pixels = sum(ranks.counts(len(anchors.label), device))
+        sizes = torch.bincount(anchors.label, minlength=len(candidates))
+        weights = _damped(ranks.total(sizes), pixels).to(query)[anchors.label]
+        # A sum over the share of each process, averaged over processes, is the mean.
+        weights /= ranks.total(weights.sum()) / len(images)
+        if not len(weights):
+            return query.sum() * 0, query.new_zeros(())
+        loss, hits = _PixelToObject.apply(
+            query, anchors, weights, candidates, temperature, chunk
+        )
+        return loss, hits / (pixels / len(images))
 
 
 def mask_contrastive_loss(
@@ -256,7 +274,7 @@ def mask_contrastive_loss(
     Args:
         query: embeddings, not normalised, shape (B, D, H, W).
         query_masks: bool or ids 0..n, shape (B, H, W).
-        prototypes: of the key views, shape (B n, D).
+        prototypes: of the key views of all processes, shape (B n, D).
         queue: prototypes of earlier batches as columns, shape (D, K).
         temperature: T.
         chunk: pixels at a time; no result depends on it but for rounding.
@@ -264,7 +282,8 @@ def mask_contrastive_loss(
             their pixels are left out. None: all.
 
     Returns:
-        Scalar; 0 where no pixel is left, still depending on ``query``.
+        Scalar; 0 where no pixel is left, still depending on ``query``. The mean over
+        processes is the loss.
 
     Raises:
         ValueError: shapes that do not fit, an id without a row of prototypes, or a
@@ -295,16 +314,22 @@ def shrink_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _check_step(
-    query: Tensor, masks: Tensor, prototypes: Tensor, queue: Tensor, temperature: float
+    query: Tensor,
+    masks: Tensor,
+    prototypes: Tensor,
+    queue: Tensor,
+    temperature: float,
+    images: int,
 ) -> tuple[Tensor, int]:
+    """Masks and rows per image, of prototypes of so many images."""
     if not temperature > 0:
         raise ValueError(f"the temperature has to be above 0, got {temperature}")
-    n, rest = divmod(len(prototypes), len(query))
+    n, rest = divmod(len(prototypes), images)
     dim = query.shape[1]
     if rest or not n or prototypes.shape[1:] != (dim,) or queue.shape[:1] != (dim,):
         raise ValueError(
             f"for embeddings {tuple(query.shape)} the prototypes must have shape "
-            f"({len(query)} n, {dim}) and the queue ({dim}, K), got "
+            f"({images} n, {dim}) and the queue ({dim}, K), got "
             f"{tuple(prototypes.shape)} and {tuple(queue.shape)}"
         )
     return _checked(query, masks, n)

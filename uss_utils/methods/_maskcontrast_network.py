@@ -1,17 +1,20 @@
 """MaskContrast's two networks and queue, and the losses of one training step.
 
-Where several processes train together, prototypes are all that they exchange: each
-embeds key views of all of them, drawn at random, so that the statistics of its batch
-norms tell nothing about its own images (He et al., MoCo, 2020, section 3.3).
+Where several processes share a batch, prototypes are all that they exchange, and their
+batch norms see all views: the result is that of one process. The released code keeps
+each process's own statistics, compares its pixels with the prototypes of its own images
+and the queue, and weighs and averages over them alone. So that statistics tell nothing
+about a process's own images, it shuffles the key views over the processes (He et al.,
+MoCo, 2020, section 3.3); with statistics of the whole batch that would change nothing
+but rounding.
 """
 
 import copy
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from uss_utils import ranks
+from uss_utils import joined_norm, ranks
 from uss_utils.methods._maskcontrast_loss import (
     contrast_and_accuracy,
     object_prototypes,
@@ -19,6 +22,7 @@ from uss_utils.methods._maskcontrast_loss import (
 )
 from uss_utils.methods._maskcontrast_queue import PrototypeQueue
 from uss_utils.pixel_embedder import PixelEmbedder
+from uss_utils.rows import as_float
 from uss_utils.saliency_head import balanced_bce
 
 
@@ -79,13 +83,8 @@ class MaskContrast(nn.Module):
         self.key.requires_grad_(False)
 
     def synchronise_batch_norm(self) -> None:
-        """Let batch norms see the batches of all processes; changes nothing on a CPU.
-
-        The released code keeps each process's own statistics. Where only one process
-        trains, or the weights are not on a GPU, which torch's layer demands, nothing
-        happens.
-        """
-        ranks.synchronise_batch_norm(self.query, self.key)
+        """Let batch norms and dropout see the batches of all processes."""
+        joined_norm.join(self.query, self.key)
 
     def forward(
         self,
@@ -93,22 +92,26 @@ class MaskContrast(nn.Module):
         view_k: Tensor,
         mask_q: Tensor,
         mask_k: Tensor,
-        generator: torch.Generator | None = None,
+        move_key: bool = True,
     ) -> dict[str, Tensor]:
         """Losses of a batch. In training mode the key network and the queue move on.
+
+        Where a batch is computed in parts, the key network has to move once, with the
+        first. Pixels are then compared with the prototypes of their own part and with
+        the queue, to which the parts before have been added.
 
         Args:
             view_q: what the query network takes, shape (B, 3, H, W).
             view_k: other views of the same images, same shape.
             mask_q: bool or ids 0..n, shape (B, H, W); the ids of both views agree.
             mask_k: of the key views.
-            generator: CPU generator of the shuffling over processes; unused by one.
+            move_key: let the key network move.
 
         Returns:
             Scalars: "loss" = contrastive + saliency, these two, and "accuracy", the
             share of object pixels that are more like their own object's prototype than
             any other candidate. Objects missing from the key view take no part in the
-            contrastive loss.
+            contrastive loss. The mean over processes is that of the whole batch.
 
         Raises:
             ValueError: masks that do not fit the views.
@@ -117,21 +120,21 @@ class MaskContrast(nn.Module):
         _check_views(view_k, mask_k)
         embedding, logits = self.query(view_q)
         mask_q = shrink_masks(mask_q, embedding.shape[2:])
-        saliency = balanced_bce(logits, mask_q > 0)
-        if self.training:
+        saliency = _saliency(logits, mask_q > 0)
+        if self.training and move_key:
             self.update_key()
-        n = _most_objects(mask_q, mask_k)
-        own, everyone = self._prototypes(view_k, mask_k, n, generator)
+        prototypes = self._prototypes(view_k, mask_k, _most_objects(mask_q, mask_k))
+        present = prototypes.ne(0).any(1)  # rows of an object that has a pixel
         contrastive, accuracy = contrast_and_accuracy(
             embedding,
             mask_q,
-            own,
+            prototypes,
             self.queue.negatives,
             self.temperature,
-            valid=_present(own),
+            valid=present,
         )
         if self.training:
-            self.queue.push(everyone[_present(everyone)])
+            self.queue.push(prototypes[present])
         return {
             "loss": contrastive + saliency,
             "contrastive": contrastive,
@@ -140,36 +143,14 @@ class MaskContrast(nn.Module):
         }
 
     @torch.no_grad()
-    def _prototypes(
-        self, views: Tensor, masks: Tensor, n: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """Prototypes of this process's objects (B n, D), and of all processes'.
+    def _prototypes(self, views: Tensor, masks: Tensor, n: int) -> Tensor:
+        """Prototypes of the objects of all processes, n per image, (B n, D).
 
-        What travels between processes are views, masks and prototypes: embeddings of
-        every pixel would be a hundred times as much.
+        Embeddings of every pixel would be a hundred times as much to exchange.
         """
-        if ranks.world_size() == 1:
-            own = self._embed_objects(views, masks, n)
-            return own, own
-        size, rank = len(views), ranks.rank()
-        order = _shared_order(size * ranks.world_size(), generator, views.device)
-        mine = order[rank * size :][:size]
-        views, masks = ranks.gather(views)[mine], ranks.gather(masks.long())[mine]
-        found = ranks.gather(self._embed_objects(views, masks, n)).unflatten(0, (-1, n))
-        everyone = torch.empty_like(found)
-        everyone[order] = found
-        own = everyone[rank * size :][:size]
-        return own.flatten(0, 1), everyone.flatten(0, 1)
-
-    def _embed_objects(self, views: Tensor, masks: Tensor, n: int) -> Tensor:
         embedding = self.key.embed(views)
         masks = shrink_masks(masks, embedding.shape[2:])
-        return object_prototypes(embedding, masks, n)
-
-
-def _present(prototypes: Tensor) -> Tensor:
-    """Which rows belong to an object that has a pixel."""
-    return prototypes.ne(0).any(1)
+        return ranks.gather_rows(object_prototypes(embedding, masks, n))
 
 
 def _check_views(view: Tensor, mask: Tensor) -> None:
@@ -180,21 +161,16 @@ def _check_views(view: Tensor, mask: Tensor) -> None:
         )
 
 
-# --------------------------------------------------------------- several processes
-
-
 def _most_objects(*masks: Tensor) -> int:
     """The largest id, over all processes; at least 1."""
-    highest = torch.stack([mask.max().long() for mask in masks]).max().clamp_min(1)
-    if ranks.world_size() > 1:
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return int(highest)
+    highest = torch.stack([mask.max().long() for mask in masks]).max()
+    return max(1, int(ranks.gather(highest[None]).max()))
 
 
-def _shared_order(
-    n: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """One permutation for all processes: the first one's."""
-    order = torch.randperm(n, generator=generator).to(device)
-    dist.broadcast(order, 0)
-    return order
+def _saliency(logits: Tensor, inside: Tensor) -> Tensor:
+    """The balanced cross-entropy whose shares and mean are those of all processes."""
+    own, device = inside.numel(), inside.device
+    everywhere = sum(ranks.counts(own, device))
+    background = 1 - ranks.total(inside.sum()).to(as_float(logits)) / everywhere
+    scale = ranks.world_size() * own / everywhere
+    return balanced_bce(logits, inside, background) * scale

@@ -196,7 +196,7 @@ def train(
     def loss(model: MaskContrast, batch: dict[str, Tensor], step: Step) -> dict:
         # Only now: before the first step nobody knew of the other processes.
         model.synchronise_batch_norm()
-        return model(*seen(cfg, material, batch), step.generator)
+        return model(*seen(cfg, material, batch), move_key=step.part == 0)
 
     def current():
         head = EmbedderHead(model.query)
