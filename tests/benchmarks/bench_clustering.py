@@ -1,42 +1,59 @@
-"""Speed of k-means and PCA on one thread.
-
-Run: ``python tests/benchmarks/bench_clustering.py``
-"""
+"""k-means and PCA."""
 
 import torch
-from timing import cpu_seconds, show
 
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case
 from uss_utils.clustering import PCA, assign, kmeans
 from uss_utils.environment import generator
 
+N, DIM, K = 200_000, 192, 27
 
-def features(n: int, dim: int) -> torch.Tensor:
+
+def features(blobs: bool = True) -> torch.Tensor:
     """Rows around more centres than there will be clusters, like image features."""
     g = generator(0)
-    centres = 0.5 * torch.randn(60, dim, generator=g)
-    names = torch.randint(60, (n,), generator=g)
-    return centres[names] + torch.randn(n, dim, generator=g)
+    noise = torch.randn(N, DIM, generator=g)
+    if not blobs:
+        return noise
+    centres = 0.5 * torch.randn(60, DIM, generator=g)
+    return noise.add_(centres[torch.randint(60, (N,), generator=g)])
 
 
-def main():
-    torch.set_num_threads(1)
-    x = features(200_000, 192)
-    noise = torch.randn(200_000, 192, generator=generator(1))
-    setting = "k-means 200000 x 192, K 27, 3 restarts"
+def clusters(options: dict, blobs: bool = True):
+    rows = features(blobs)
+    return lambda: kmeans(rows, K, generator=generator(0), **options)
 
-    def run(rows, **options):
-        return lambda: kmeans(rows, 27, generator=generator(0), **options)
 
-    show(f"{setting}, cosine", cpu_seconds(run(x), 1), 10)
-    show(f"{setting}, euclidean", cpu_seconds(run(x, metric="euclidean"), 1), 10)
-    show(f"{setting}, cosine, pure noise", cpu_seconds(run(noise), 1), 10)
-    show(f"{setting}, mini-batches of 4096", cpu_seconds(run(x, batch_size=4096), 1))
-    centroids = x[:27]
-    show("assign 200000 x 192, K 27", cpu_seconds(lambda: assign(x, centroids), 3))
-    show(
-        "whitening PCA 200000 x 192 to 32", cpu_seconds(lambda: PCA.fit(x, 32, True), 3)
-    )
+def nearest():
+    rows = features()
+    centroids = rows[:K].clone()
+    return lambda: assign(rows, centroids)
 
+
+def whitening():
+    rows = features()
+    return lambda: PCA.fit(rows, 32, True)
+
+
+SIZE = "200 000 x 192, K 27"
+ONCE = {"repeats": 1, "target": 10}
+CASES = (
+    Case("k-means, 3 starts, cosine", SIZE, clusters, ({},), **ONCE),
+    Case(
+        "k-means, 3 starts, euclidean",
+        SIZE,
+        clusters,
+        ({"metric": "euclidean"},),
+        **ONCE,
+    ),
+    Case("k-means, 3 starts, of pure noise", SIZE, clusters, ({}, False), **ONCE),
+    Case(
+        "k-means, batches of 4096", SIZE, clusters, ({"batch_size": 4096},), repeats=1
+    ),
+    Case("rows to their centroids", SIZE, nearest),
+    Case("whitening PCA to 32", "200 000 x 192", whitening, repeats=3),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("clustering"))

@@ -1,51 +1,68 @@
-"""What two worker processes gain over one for the dense CRF.
+"""The dense CRF, and what two worker processes gain over one.
 
-Run: ``python tests/benchmarks/bench_crf.py`` on an otherwise idle machine.
+The gain is by the clock: it tells something on an otherwise idle machine only.
 """
-
-import os
-import time
 
 import torch
 
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
+from tests.benchmarks.timing import wall_seconds
 from uss_utils.crf import CRFPool, dense_crf_batch
 from uss_utils.datasets.scenes import scene
 from uss_utils.datasets.transforms import normalise
 from uss_utils.environment import generator
 
-TARGET = 1.7
+
+def inputs(size: int, classes: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = [normalise(scene(i, 0, "street", size).image) for i in range(n)]
+    shape = (n, classes, size // 8, size // 8)
+    return torch.stack(images), 3 * torch.randn(*shape, generator=generator(0))
 
 
-def wall(function) -> float:
-    """Wall-clock seconds of one call."""
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
+def serially(size: int, classes: int):
+    images, logits = inputs(size, classes, 1)
+    return lambda: dense_crf_batch(images, logits, workers=1)
 
 
-def measure(size: int, classes: int, n: int) -> None:
-    """Serial against two processes, those started beforehand and those not."""
-    images = torch.stack(
-        [normalise(scene(i, 0, "street", size).image) for i in range(n)]
-    )
-    logits = 3 * torch.randn(n, classes, size // 8, size // 8, generator=generator(0))
-    serial = wall(lambda: dense_crf_batch(images, logits, workers=1))
-    setting = f"CRF {n} images {size}x{size}, {classes} classes"
-    print(f"{setting}: {serial / n:.3g} s/image serially (no target)")
+def gain(size: int, classes: int, n: int, with_start: bool = False) -> float:
+    """Of two processes; those started beforehand, or their start included."""
+    images, logits = inputs(size, classes, n)
+    alone = wall_seconds(lambda: dense_crf_batch(images, logits, workers=1))
+    if with_start:
+        return alone / wall_seconds(lambda: dense_crf_batch(images, logits, workers=2))
     with CRFPool(2) as pool:
         dense_crf_batch(images[:2], logits[:2], pool=pool)
-        warm = wall(lambda: dense_crf_batch(images, logits, pool=pool))
-    cold = wall(lambda: dense_crf_batch(images, logits, workers=2))
-    print(f"{setting}: pool of 2 {serial / warm:.2f} x serial (target >= {TARGET})")
-    print(f"{setting}: with its start {serial / cold:.2f} x serial (no target)")
+        return alone / wall_seconds(lambda: dense_crf_batch(images, logits, pool=pool))
 
 
-def main():
-    torch.set_num_threads(1)
-    print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    measure(320, 27, 12)
-    measure(128, 12, 24)
-
+SECTION = "stego, section 10"
+STARTED, STARTING = "2 processes, started before", "2 processes, with their start"
+CASES = (
+    Case(
+        *("one image, serially", "320 x 320, 27 classes", serially, (320, 27)),
+        repeats=3,
+        released=Released(SECTION, 3.73),
+    ),
+    Case(
+        *("one image, serially", "320 x 320, 3 classes", serially, (320, 3)),
+        repeats=3,
+        released=Released(SECTION, 0.96),
+    ),
+    Case(
+        *(STARTED, "12 images 320 x 320, 27 classes", gain, (320, 27, 12)),
+        unit="x",
+        target=1.7,
+    ),
+    Case(
+        *(STARTING, "12 images 320 x 320, 27 classes", gain, (320, 27, 12, True)),
+        unit="x",
+    ),
+    Case(
+        *(STARTED, "24 images 128 x 128, 12 classes", gain, (128, 12, 24)),
+        unit="x",
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("crf"))

@@ -1,38 +1,30 @@
-"""Speed and memory of data: label maps, crops, views, neighbour lists.
+"""Data: label maps, crops, views, neighbour lists."""
 
-Run: ``python tests/benchmarks/bench_data.py`` on an otherwise idle machine. With
-``--large`` also the neighbour lists of all crops of COCO-Stuff, some ten minutes.
-"""
-
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from timing import cpu_seconds, show
 
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
 from uss_utils import datasets
 from uss_utils.datasets import crops
 from uss_utils.datasets.cityscapes import Cityscapes
 from uss_utils.datasets.labels import remap
 from uss_utils.datasets.transforms import Transform
 from uss_utils.datasets.turning import random_turn
-from uss_utils.environment import generator, peak_memory_mb
+from uss_utils.environment import generator
 from uss_utils.methods._maskcontrast_batches import TwoViewBatches
 from uss_utils.methods._maskcontrast_data import TwoViewDataset
 from uss_utils.neighbours import nearest, nearest_batches
 
 
-def label_maps() -> None:
+def label_map(dtype: str):
     """Fine ids of a photograph to coarse classes."""
-    ids = np.random.default_rng(0).integers(0, 182, (480, 640))
-    for dtype in (np.uint8, np.uint16, np.int64):
-        label = ids.astype(dtype)
-        seconds = cpu_seconds(lambda label=label: remap(label, "cocostuff27"), 31)
-        show(f"label map 640x480, {label.dtype}", seconds, 0.002)
+    ids = np.random.default_rng(0).integers(0, 182, (480, 640)).astype(dtype)
+    return lambda: remap(ids, "cocostuff27")
 
 
 def frames(root: Path, n: int) -> Cityscapes:
@@ -53,43 +45,41 @@ def frames(root: Path, n: int) -> Cityscapes:
     return Cityscapes("train", root)
 
 
-def five_crops() -> None:
-    """Reading, cutting and storing, and reading labels alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        root, n = Path(folder), 8
-        data = frames(root, n)
-        begun = time.process_time()
-        crops.write_crops(data, root, processes=1, progress=False)
-        show("five crops of a 2048x1024 frame", (time.process_time() - begun) / n)
-        stored = crops.FiveCrops("cityscapes27", "train", root)
-        rows = range(20)
-        show("20 crops with labels", cpu_seconds(lambda: stored.batch(rows), 3))
-        show("20 labels alone", cpu_seconds(lambda: stored.labels(rows), 3))
+def five_crops():
+    """Reading, cutting and storing."""
+    root = Path(tempfile.mkdtemp())
+    data = frames(root, FRAMES)
+    return lambda: crops.write_crops(data, root, processes=1, progress=False)
 
 
-def pairs_of_views() -> None:
-    """MaskContrast's pairs of 32 scenes, 128 x 128 pixels, and of larger images."""
+def stored_crops(read: str):
+    """Reading images with their labels, or labels alone."""
+    root = Path(tempfile.mkdtemp())
+    crops.write_crops(frames(root, FRAMES), root, processes=1, progress=False)
+    stored = crops.FiveCrops("cityscapes27", "train", root)
+    return lambda: getattr(stored, read)(range(20))
+
+
+def pairs_of_views(together: bool):
+    """MaskContrast's pairs, of scenes in memory or image by image."""
     scenes = datasets.load("scenes", "train", limit=64)
     masks = [scenes.instances(i) for i in range(len(scenes))]
     rows, source = torch.arange(32), generator(0)
-    fast = TwoViewBatches(scenes, masks)
-    show(
-        "32 pairs of views, in memory",
-        cpu_seconds(lambda: fast.draw(rows, source)),
-        0.06,
-    )
-    slow = TwoViewDataset(scenes, masks, size=128, threads=1)
-    show("the same one by one", cpu_seconds(lambda: slow.draw(rows, source), 3))
+    pairs = TwoViewBatches(scenes, masks)
+    if not together:
+        pairs = TwoViewDataset(scenes, masks, size=128, threads=1)
+    return lambda: pairs.draw(rows, source)
 
 
-def probe_geometry() -> None:
-    """What a linear probe of MaskContrast sees: turned, then squeezed to 512 x 512."""
+def probe_geometry(turn: bool):
+    """What a linear probe of MaskContrast sees: turned, or squeezed."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
     label = rng.integers(0, 21, (375, 500))
     squeeze, source = Transform("resize", 512, "cubic"), generator(0)
-    show("squeezed to 512x512", cpu_seconds(lambda: squeeze(image, label)))
-    show("turned and zoomed", cpu_seconds(lambda: random_turn(image, label, source)))
+    if turn:
+        return lambda: random_turn(image, label, source)
+    return lambda: squeeze(image, label)
 
 
 def descriptors(n: int) -> torch.Tensor:
@@ -98,35 +88,50 @@ def descriptors(n: int) -> torch.Tensor:
     return rows.div_(rows.norm(dim=1, keepdim=True))
 
 
-def neighbours() -> None:
-    """As many images as Cityscapes has training crops."""
-    rows = descriptors(14_875)
-    show("8 nearest of 14875 x 384", cpu_seconds(lambda: nearest(rows, 8), 3), 3)
+def neighbours(n: int, k: int):
+    rows = descriptors(n)
+    return lambda: nearest(rows, k)
 
 
-def many_neighbours(n: int = 248_145) -> None:
+def many_neighbours(n: int, k: int):
     """As many as COCO-Stuff has: memory must not grow with their square."""
     rows = descriptors(n)
-    before, begun = peak_memory_mb(), time.process_time()
-    for done, _ in enumerate(nearest_batches(rows, 8), start=1):
-        if done == 4:
-            per_block = (time.process_time() - begun) / done
-            blocks = -(-n // 512)
-            print(f"expected: {per_block * blocks:.0f} s", flush=True)
-    show(f"8 nearest of {n} x 384", time.process_time() - begun)
-    print(
-        f"memory: {before:.0f} MB with the descriptors ({rows.nbytes / 1e6:.0f} MB), "
-        f"at most {peak_memory_mb():.0f} MB; all cosines at once would take "
-        f"{4 * n * n / 1e9:.0f} GB"
-    )
+    return lambda: [len(block) for block, *_ in nearest_batches(rows, k)]
 
+
+FRAMES = 8
+SECTION = "stego, section 10"
+MAP = {"repeats": 31, "target": 0.002, "released": Released(SECTION, 0.069)}
+CASES = (
+    *(
+        Case(f"label map, {dtype}", "640 x 480", label_map, (dtype,), **MAP)
+        for dtype in ("uint8", "uint16", "int64")
+    ),
+    Case("five crops, per frame", "2048 x 1024", five_crops, items=FRAMES, repeats=1),
+    Case("stored crops with labels", "20", stored_crops, ("batch",), repeats=3),
+    Case("labels of stored crops", "20", stored_crops, ("labels",), repeats=3),
+    Case(
+        *("pairs of views, in memory", "32 of 128 x 128", pairs_of_views, (True,)),
+        target=0.06,
+    ),
+    Case(
+        *("pairs of views, one by one", "32 of 128 x 128", pairs_of_views, (False,)),
+        repeats=3,
+    ),
+    Case("image squeezed", "375 x 500 to 512 x 512", probe_geometry, (False,)),
+    Case("image turned and zoomed", "375 x 500", probe_geometry, (True,)),
+    Case(
+        *("30 nearest images", "14 875 x 384", neighbours, (14_875, 30)),
+        repeats=3,
+        target=3,
+        released=Released(SECTION, 1.9),
+    ),
+    Case(
+        *("8 nearest images", "248 145 x 384", many_neighbours, (248_145, 8)),
+        repeats=1,
+        slow=True,
+    ),
+)
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    label_maps()
-    five_crops()
-    pairs_of_views()
-    probe_geometry()
-    neighbours()
-    if "--large" in sys.argv:
-        many_neighbours()
+    raise SystemExit(alone("data"))

@@ -1,69 +1,75 @@
-"""Speed of feature extraction and of the feature cache.
+"""Feature extraction and the feature cache."""
 
-Run: ``python tests/benchmarks/bench_features.py`` on an otherwise idle machine.
-"""
-
+import itertools
 import tempfile
-import time
-from contextlib import redirect_stdout
-from os import devnull
 from pathlib import Path
 
 import torch
-from timing import cpu_seconds, show
 
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case
+from tests.benchmarks.timing import wall_seconds
 from uss_utils.backbones import load
 from uss_utils.datasets.scenes import Scenes
 from uss_utils.environment import generator
 from uss_utils.features import FeatureCache, extract
 
-TARGET = 100  # images per second at 128 x 128 on two cores
+
+def images() -> torch.Tensor:
+    return torch.randn(128, 3, 128, 128, generator=generator(0))
 
 
-def wall(function) -> float:
-    """Shortest wall-clock seconds of three calls, after one call to warm up."""
-    function()
-    taken = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
+def one_thread():
+    backbone, seen = load("vit_tiny_random"), images()
+    return lambda: extract(backbone, seen)
 
 
-def extraction() -> None:
-    """Tiny ViT at 128 x 128: two threads by the clock, one by processor time."""
-    backbone = load("vit_tiny_random")
-    images = torch.randn(128, 3, 128, 128, generator=generator(0))
+def two_threads() -> float:
+    """Images per second by the clock."""
+    backbone, seen = load("vit_tiny_random"), images()
     torch.set_num_threads(2)
-    rate = len(images) / wall(lambda: extract(backbone, images))
-    print(
-        f"tiny ViT features 128x128, two threads: {rate:.0f} images/s (target {TARGET})"
-    )
-    torch.set_num_threads(1)
-    rate = len(images) / cpu_seconds(lambda: extract(backbone, images), 3)
-    print(f"the same, one thread: {rate:.0f} images per processor second (no target)")
+    extract(backbone, seen)
+    return len(seen) / wall_seconds(lambda: extract(backbone, seen), 3)
 
 
-def cache() -> None:
-    """Writing costs little beside the backbone; reading replaces it."""
-    backbone, scenes = load("vit_tiny_random"), Scenes("street", "train", 64)
-    scenes.fingerprint()
+def scenes() -> Scenes:
+    found = Scenes("street", "train", 64)
+    found.fingerprint()
+    return found
+
+
+def in_memory():
+    backbone, data = load("vit_tiny_random"), scenes()
+    return lambda: extract(backbone, data)
+
+
+def into_cache():
+    """Writing costs little beside the backbone."""
+    backbone, data, root = load("vit_tiny_random"), scenes(), Path(tempfile.mkdtemp())
+    numbers = itertools.count()
+    return lambda: FeatureCache.build(backbone, data, root / str(next(numbers)))
+
+
+def from_cache():
+    """Reading replaces the backbone."""
+    folder = Path(tempfile.mkdtemp()) / "cache"
+    made = FeatureCache.build(load("vit_tiny_random"), scenes(), folder)
     rows = torch.randperm(64, generator=generator(0))
-    with tempfile.TemporaryDirectory() as folder:
-        folders = iter(Path(folder) / str(i) for i in range(10))
+    return lambda: made.batch(rows)
 
-        def build():
-            with Path(devnull).open("w") as nothing, redirect_stdout(nothing):
-                return FeatureCache.build(backbone, scenes, next(folders))
 
-        plain = cpu_seconds(lambda: extract(backbone, scenes), 3)
-        show("features of 64 scenes in memory", plain)
-        show("features of 64 scenes into a cache", cpu_seconds(build, 3))
-        made = build()
-        show("reading 64 cached maps 192x16x16", cpu_seconds(lambda: made.batch(rows)))
-
+RATE = {"unit": "images/s", "items": 128}
+CASES = (
+    Case(
+        *("tiny ViT, two threads, by the clock", "128 x 128", two_threads),
+        unit="images/s",
+        target=100,
+    ),
+    Case("tiny ViT, one thread", "128 x 128", one_thread, repeats=3, **RATE),
+    Case("features in memory", "64 scenes", in_memory, repeats=3),
+    Case("features into a cache", "64 scenes", into_cache, repeats=3),
+    Case("reading cached maps", "64 of 192 x 16 x 16", from_cache),
+)
 
 if __name__ == "__main__":
-    extraction()
-    cache()
+    raise SystemExit(alone("features"))

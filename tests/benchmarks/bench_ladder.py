@@ -1,34 +1,39 @@
-"""How long the baselines take: the whole street ladder, one evaluation, one picture.
+"""How long the baselines take: the street ladder, one evaluation, one picture."""
 
-Run: ``python tests/benchmarks/bench_ladder.py`` on an otherwise idle machine.
-"""
-
-import os
-import time
-
-import torch
-from timing import cpu_seconds, show
-
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case
 from uss_utils.datasets.scenes import scene
 from uss_utils.evaluation import evaluate
 from uss_utils.methods import kmeans
 
 
-def main():
-    torch.set_num_threads(os.cpu_count() or 1)
-    print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+def ladder():
     cfg = kmeans.Config.preset("scenes")
-    begun, used = time.perf_counter(), time.process_time()
-    kmeans.ladder(cfg, seeds=(0, 1, 2))
-    used = time.process_time() - used
-    show("street ladder, 3 seeds, wall", time.perf_counter() - begun, 60)
-    show("street ladder, 3 seeds, processor", used)
-    train_set, val_set = kmeans.data(cfg)
-    model = kmeans.train(cfg, train_set)
-    show("evaluate 150 images", cpu_seconds(lambda: evaluate(model, val_set), 3))
-    pixels = scene(0, 0, "street", 512).image
-    show("segment one 512x512 picture", cpu_seconds(lambda: model.segment(pixels), 3))
+    return lambda: kmeans.ladder(cfg, seeds=(0, 1, 2))
 
+
+def trained():
+    cfg = kmeans.Config.preset("scenes")
+    train_set, val_set = kmeans.data(cfg)
+    return kmeans.train(cfg, train_set), val_set
+
+
+def evaluation():
+    model, val_set = trained()
+    return lambda: evaluate(model, val_set)
+
+
+def one_picture():
+    model, _ = trained()
+    pixels = scene(0, 0, "street", 512).image
+    return lambda: model.segment(pixels)
+
+
+CASES = (
+    Case("ladder", "3 seeds", ladder, repeats=1, slow=True),
+    Case("evaluation", "150 images 128 x 128", evaluation, repeats=3),
+    Case("one picture segmented", "512 x 512", one_picture, repeats=3),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("ladder"))

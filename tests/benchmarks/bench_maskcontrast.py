@@ -1,16 +1,11 @@
-"""MaskContrast on one thread: loss, prototypes, and whole training steps at stride 8.
-
-Target figures are for the loss, forward and backward, at B 8, 224 x 224, D 32, K 128
-and 120 000 object pixels; the released code took 0.72 s and 0.47 GB.
-"""
-
-import multiprocessing
+"""MaskContrast: loss, prototypes, and whole training steps at stride 8."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.benchmarks.timing import Peak, cpu_seconds
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
 from tests.methods.test_maskcontrast_loss import plain_loss
 from uss_utils.methods._maskcontrast_loss import (
     mask_contrastive_loss,
@@ -33,9 +28,7 @@ def inputs():
     return query.requires_grad_(), key, masks, queue
 
 
-def figures(closed_form: bool) -> tuple[float, float]:
-    """Seconds, and bytes added."""
-    torch.set_num_threads(1)
+def contrastive(closed_form: bool):
     query, key, masks, queue = inputs()
     prototypes = object_prototypes(key, masks)
     loss = mask_contrastive_loss if closed_form else plain_loss
@@ -44,23 +37,16 @@ def figures(closed_form: bool) -> tuple[float, float]:
         query.grad = None
         loss(query, masks, prototypes, queue, 0.5).backward()
 
-    with Peak() as peak:
-        seconds = cpu_seconds(step, 5)
-    return seconds, peak.added
+    return step
 
 
-def prototype_figures() -> tuple[float, float]:
-    """Seconds, and bytes added."""
-    torch.set_num_threads(1)
+def prototypes():
     _, key, masks, _ = inputs()
-    with Peak() as peak:
-        seconds = cpu_seconds(lambda: object_prototypes(key, masks), 5)
-    return seconds, peak.added
+    return lambda: object_prototypes(key, masks)
 
 
-def step_figures(kind: str) -> tuple[float, float]:
-    """Seconds, and bytes added, of a step on a batch of 16."""
-    torch.set_num_threads(1)
+def step(kind: str):
+    """Forward and backward of a batch of 16."""
     if kind == "features":
         parts, view = (nn.Identity(), 192), (192, 16, 16)
     else:
@@ -71,29 +57,23 @@ def step_figures(kind: str) -> tuple[float, float]:
     views = torch.randn(2, 16, *view, generator=draw)
     masks = torch.zeros(2, 16, 128, 128, dtype=torch.int64)
     masks[:, :, :40, :60], masks[:, :, 64:, :40] = 1, 2
-
-    def step():
-        model(*views, *masks)["loss"].backward()
-
-    with Peak() as peak:
-        seconds = cpu_seconds(step, 5)
-    return seconds, peak.added
+    return lambda: model(*views, *masks)["loss"].backward()
 
 
-def main() -> None:
-    # A process of its own for each figure: freed memory of another one would hide.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        for name, work, arguments, target in (
-            ("loss", figures, (True,), " (targets 0.45 s, 0.3 GB)"),
-            ("loss by autograd", figures, (False,), ""),
-            ("prototypes", prototype_figures, (), ""),
-            ("step on ViT features, B 16", step_figures, ("features",), ""),
-            ("step of ResNet-18, B 16, 128 px", step_figures, ("pixels",), ""),
-        ):
-            seconds, added = pool.apply(work, arguments)
-            print(f"{name}: {seconds:.3f} s, {added / 1e9:.2f} GB added{target}")
-
+SECTION = "maskcontrast, section 9"
+SIZE = "B 8, 224 x 224, D 32, K 128"
+CASES = (
+    Case(
+        *("loss, forward and backward", SIZE, contrastive, (True,)),
+        target=0.45,
+        memory_target=0.3,
+        released=Released(SECTION, 0.72, 0.47),
+    ),
+    Case("the same by autograd", SIZE, contrastive, (False,), repeats=3),
+    Case("prototypes", "B 8, 224 x 224, D 32", prototypes),
+    Case("step on ViT features", "B 16, 16 x 16", step, ("features",), repeats=3),
+    Case("step of ResNet-18", "B 16, 128 x 128", step, ("pixels",), repeats=3),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("maskcontrast"))

@@ -1,37 +1,45 @@
-"""Speed of confusion, matching and IoU on one thread.
-
-Run: ``python tests/benchmarks/bench_metrics.py``
-"""
+"""Confusion, matching and IoU."""
 
 import torch
-from timing import cpu_seconds, show
 
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
 from uss_utils.environment import generator
 from uss_utils.metrics import Confusion
 
 
-def main():
-    torch.set_num_threads(1)
-    g = generator(0)
-    for extra, target in ((0, 0.1), (73, None)):
-        pred = torch.randint(0, 27 + extra, (16, 320, 320), generator=g)
-        label = torch.randint(-1, 27, (16, 320, 320), generator=g)
+def maps(n: int, height: int, width: int, classes: int, extra: int):
+    g, shape = generator(0), (n, height, width)
+    pred = torch.randint(0, classes + extra, shape, generator=g)
+    return pred, torch.randint(-1, classes, shape, generator=g)
 
-        def score(pred=pred, label=label, extra=extra):
-            confusion = Confusion(27, extra)
-            confusion.update(pred, label)
-            return confusion.scores("hungarian")
 
-        name = (
-            f"IoU after Hungarian matching, 16 maps 320x320, 27 classes, {extra} extra"
-        )
-        show(name, cpu_seconds(score), target)
-    pred = torch.randint(0, 21, (4, 375, 500), generator=g)
-    label = torch.randint(-1, 21, (4, 375, 500), generator=g)
-    name = "IoU of 21 clusters with 21 classes, 4 maps 375x500"
-    seconds = cpu_seconds(lambda: Confusion.of(pred, label, 21).iou_matrix())
-    show(name, seconds, 0.01)
+def score(extra: int):
+    pred, label = maps(16, 320, 320, 27, extra)
 
+    def work():
+        confusion = Confusion(27, extra)
+        confusion.update(pred, label)
+        return confusion.scores("hungarian")
+
+    return work
+
+
+def iou_matrix():
+    pred, label = maps(4, 375, 500, 21, 0)
+    return lambda: Confusion.of(pred, label, 21).iou_matrix()
+
+
+HUNGARIAN = "IoU after Hungarian matching"
+CASES = (
+    Case(HUNGARIAN, "16 maps 320 x 320, 27 classes", score, (0,), target=0.1),
+    Case(HUNGARIAN, "the same, 73 more clusters", score, (73,)),
+    Case(
+        *("IoU of all pairs", "4 maps 375 x 500, 21 classes", iou_matrix),
+        target=0.01,
+        released=Released("maskcontrast, section 9", 0.60),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("metrics"))

@@ -1,16 +1,11 @@
-"""PriMaPs' masks on one thread: extraction, clean-up, the CRF on maps of ids.
-
-Target figure: 8 maps of 40 x 40 x 384 in 1.2 s; the released code takes 0.21 to 0.30 s
-for each.
-"""
-
-import os
-import time
+"""PriMaPs' masks: extraction, clean-up, the CRF on maps of ids."""
 
 import torch
 import torch.nn.functional as F
 
-from tests.benchmarks.timing import cpu_seconds, show
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
+from tests.benchmarks.timing import wall_seconds
 from uss_utils import crf
 from uss_utils.environment import generator
 from uss_utils.methods.primaps import clean_masks, propose_masks, refine_masks
@@ -31,38 +26,64 @@ def maps(batch: int, blobs: int, seed: int = 0) -> torch.Tensor:
     return (20 * (rows + noise)).movedim(2, 1).reshape(batch, C, SIDE, SIDE)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    feat = torch.cat([maps(1, n, n) for n in (7, 8, 9, 10, 11, 12, 13, 13)])
-    found = propose_masks(feat)
-    print(f"masks of the 8 maps: {found.count.tolist()}")
-    show("extraction of 8 maps", cpu_seconds(lambda: propose_masks(feat), 5), 1.2)
-    show("clean-up of 8 maps", cpu_seconds(lambda: clean_masks(found), 5))
-    if not crf.available():
-        return
-    draw = generator(1)
-    for labels in (5, 10, 20):
-        ids = clean_masks(propose_masks(maps(1, labels)))
-        image = (torch.rand(1, 10, 10, 3, generator=draw) * 255).byte()
-        image = image.repeat_interleave(32, 1).repeat_interleave(32, 2)
-        counts = torch.tensor([labels])
-        seconds = cpu_seconds(lambda i=ids, p=image, c=counts: refine_masks(i, p, c), 3)
-        show(f"CRF 320 x 320, {labels} labels", seconds)
-    ids = clean_masks(propose_masks(maps(16, 10)))
-    images, counts = image.expand(16, -1, -1, -1), torch.full((16,), 10)
-    with crf.CRFPool() as pool:
-        refine_masks(ids[:2], images[:2], counts[:2], pool=pool)  # the workers' start
-        begun = time.perf_counter()
-        refine_masks(ids, images, counts, pool=pool)
-        together = time.perf_counter() - begun
-    begun = time.perf_counter()
-    refine_masks(ids, images, counts)
-    alone = time.perf_counter() - begun
-    print(
-        f"CRF of 16 images: {together:.2f} s in {os.cpu_count()} processes, "
-        f"{alone:.2f} s in one"
-    )
+def eight() -> torch.Tensor:
+    return torch.cat([maps(1, n, n) for n in (7, 8, 9, 10, 11, 12, 13, 13)])
 
+
+def extraction():
+    feat = eight()
+    return lambda: propose_masks(feat)
+
+
+def cleaning():
+    found = propose_masks(eight())
+    return lambda: clean_masks(found)
+
+
+def pictures(n: int) -> torch.Tensor:
+    small = (torch.rand(n, 10, 10, 3, generator=generator(1)) * 255).byte()
+    return small.repeat_interleave(32, 1).repeat_interleave(32, 2)
+
+
+def ids_of(n: int, labels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = clean_masks(propose_masks(maps(n, labels)))
+    return ids, pictures(n), torch.full((n,), labels)
+
+
+def refinement(labels: int):
+    parts = ids_of(1, labels)
+    return lambda: refine_masks(*parts)
+
+
+def gain(n: int) -> float:
+    """Of a process per core over one, by the clock."""
+    parts = ids_of(n, 10)
+    with crf.CRFPool() as pool:
+        refine_masks(*(part[:2] for part in parts), pool=pool)  # the workers' start
+        together = wall_seconds(lambda: refine_masks(*parts, pool=pool))
+    return wall_seconds(lambda: refine_masks(*parts)) / together
+
+
+SECTION = "primaps, section 11"
+CRF = "CRF of one image"
+CASES = (
+    Case(
+        *("extraction, per map", "8 maps 40 x 40 x 384", extraction),
+        items=8,
+        target=1.2 / 8,
+        released=Released(f"{SECTION} (0.21 to 0.30)", 0.21),
+    ),
+    Case("clean-up", "8 maps 40 x 40", cleaning),
+    *(
+        Case(
+            *(CRF, f"320 x 320, {labels} labels", refinement, (labels,)),
+            repeats=3,
+            released=Released(SECTION, seconds),
+        )
+        for labels, seconds in ((5, 0.26), (10, 0.44), (20, 1.16))
+    ),
+    Case("CRF, a process per core", "16 images", gain, (16,), unit="x"),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("primaps_masks"))

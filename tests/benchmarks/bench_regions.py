@@ -1,14 +1,15 @@
-"""Regions on one thread: an image of 320 x 320 pixels, its steps, and files on disk.
+"""Regions of an image of 320 x 320 pixels, their steps, and files on disk.
 
 Generated scenes stand for photographs, which have a third fewer superpixels.
 """
 
 import tempfile
-import time
 
 import numpy as np
 
-from tests.benchmarks.timing import cpu_seconds, show
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case
+from tests.benchmarks.timing import wall_seconds
 from uss_utils.datasets.scenes import Scenes
 from uss_utils.region_files import RegionRecipe, make_regions
 from uss_utils.regions import (
@@ -22,42 +23,75 @@ from uss_utils.regions import (
     ultrametric_tree,
 )
 
-N, TARGET = 4, 0.3
+N = 4
 
 
-def per_image(name: str, call, images, target: float | None = None) -> None:
-    taken = cpu_seconds(lambda: [call(*parts) for parts in images], 3) / len(images)
-    show(f"{name}, per image", taken, target)
-
-
-def steps() -> None:
+def images() -> list[tuple]:
     scenes = Scenes(n=N, size=SIDE)
-    images = [(scenes.read_image(i),) for i in range(N)]
-    per_image("regions in all", regions_of, images, TARGET)
-    per_image("contours", contour_strength, images)
-    found = [contour_strength(*parts) for parts in images]
-    per_image("superpixels", superpixels, [(strength,) for _, strength in found])
-    parts = [(strength, superpixels(strength), lab) for lab, strength in found]
-    print(f"superpixels: {np.mean([ids.max() + 1 for _, ids, _ in parts]):.0f}")
-    per_image("tree", ultrametric_tree, parts)
-    trees = [(image_tree(*image),) for image in images]
-    per_image("cut", cut_tree, trees, 0.005)
-    thresholds = np.linspace(0, 1, 101)
-    per_image("101 counts", lambda tree: tree.count(thresholds), trees)
-    per_image("threshold", lambda tree: raised_threshold(tree, 0.05, 128), trees)
+    return [(scenes.read_image(i),) for i in range(N)]
 
 
-def on_disk(recipe: RegionRecipe) -> None:
+def work(call, prepare):
+    """A step on all images; ``prepare`` makes its arguments of an image."""
+    parts = [prepare(*image) for image in images()]
+    return lambda: [call(*arguments) for arguments in parts]
+
+
+def plain(image):
+    return (image,)
+
+
+def strength_of(image):
+    return (contour_strength(image)[1],)
+
+
+def parts_of(image):
+    lab, strength = contour_strength(image)
+    return strength, superpixels(strength), lab
+
+
+def tree_of(image):
+    return (image_tree(image),)
+
+
+def counts(tree):
+    return tree.count(np.linspace(0, 1, 101))
+
+
+def threshold(tree):
+    return raised_threshold(tree, 0.05, 128)
+
+
+def on_disk(**settings) -> float:
+    """Images per second by the clock."""
     scenes = Scenes(n=48)
     scenes.batch(range(len(scenes)))  # drawn beforehand
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        make_regions(scenes, recipe, folder=folder, workers=1)
-        taken = time.perf_counter() - begun
-    print(f"scenes of 128 px, side {recipe.side}: {len(scenes) / taken:.1f} images/s")
+    recipe, folder = RegionRecipe(**settings), tempfile.mkdtemp()
+    return len(scenes) / wall_seconds(
+        lambda: make_regions(scenes, recipe, folder=folder, workers=1)
+    )
 
+
+def on_disk_small() -> float:
+    return on_disk(side=192)
+
+
+CASES = (
+    *(
+        Case(name, "320 x 320", work, (call, prepare), items=N, repeats=3, target=aim)
+        for name, call, prepare, aim in (
+            ("regions in all", regions_of, plain, 0.3),
+            ("contours", contour_strength, plain, None),
+            ("superpixels", superpixels, strength_of, None),
+            ("tree", ultrametric_tree, parts_of, None),
+            ("cut", cut_tree, tree_of, 0.005),
+            ("101 counts", counts, tree_of, None),
+            ("threshold", threshold, tree_of, None),
+        )
+    ),
+    Case("files of scenes, by the clock", "side 320", on_disk, unit="images/s"),
+    Case("files of scenes, by the clock", "side 192", on_disk_small, unit="images/s"),
+)
 
 if __name__ == "__main__":
-    steps()
-    on_disk(RegionRecipe())
-    on_disk(RegionRecipe(side=192))
+    raise SystemExit(alone("regions"))

@@ -1,65 +1,79 @@
-"""Saliency masks on one thread: the normalised cut, and masks of a data set on disk.
+"""Saliency masks: the normalised cut, and masks of a data set on disk.
 
-The target is for one image of 28 x 28 patches; a dense generalised solver takes 57 ms.
-Features are keys of the embedded backbone on generated scenes. Set OMP_NUM_THREADS=1:
-the dense solver heeds nothing else.
+Features are keys of the embedded backbone on generated scenes, 28 x 28 patches.
 """
 
 import tempfile
-import time
 
 import torch
 
-from tests.benchmarks.timing import cpu_seconds, show
-from uss_utils import backbones, crf
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
+from tests.benchmarks.timing import wall_seconds
+from uss_utils import backbones
 from uss_utils.datasets.scenes import Scenes
 from uss_utils.mask_making import MaskRecipe, make_masks
 from uss_utils.saliency import affinity, ncut_eigenvector, ncut_objects, ncut_saliency
 
-B, GRID, TARGET = 8, (28, 28), 0.020
+B, GRID = 8, (28, 28)
 
 
-def keys(backbone) -> torch.Tensor:
+def keys(centred: bool = False) -> torch.Tensor:
     """Of every patch of B images, shape (B, N, C)."""
+    backbone = backbones.load("vit_tiny_scenes")
     images, _ = Scenes(n=B, size=8 * GRID[0]).batch(range(B))
-    return backbone(images, keys=True).keys.flatten(2).mT.contiguous()
+    found = backbone(images, keys=True).keys.flatten(2).mT.contiguous()
+    return found - found.mean((0, 1)) if centred else found
 
 
-def cuts(features: torch.Tensor, name: str) -> None:
-    alone = cpu_seconds(lambda: [ncut_saliency(f, GRID) for f in features]) / B
-    show(f"cut, features {name}, one by one, per image", alone, TARGET)
-    batch = cpu_seconds(lambda: ncut_saliency(features, GRID)) / B
-    show(f"cut, features {name}, batch of {B}, per image", batch, TARGET)
+def cuts(together: bool, centred: bool):
+    features = keys(centred)
+    if together:
+        return lambda: ncut_saliency(features, GRID)
+    return lambda: [ncut_saliency(f, GRID) for f in features]
 
 
-def masks_on_disk(backbone, refine: bool) -> None:
-    scenes = Scenes(n=64)
+def eigenvector(method: str):
+    graph = affinity(keys())
+    return lambda: ncut_eigenvector(graph, method)
+
+
+def objects():
+    features = keys()
+    return lambda: ncut_objects(features, GRID, 3)
+
+
+def masks_on_disk(refine: bool) -> float:
+    """Images per second by the clock."""
+    backbone, scenes = backbones.load("vit_tiny_scenes"), Scenes(n=64)
     scenes.batch(range(len(scenes)))  # drawn beforehand
     recipe = MaskRecipe(features="feat", fixed="whiten", objects=3, refine=refine)
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        make_masks(scenes, backbone, recipe, folder=folder, workers=1)
-        taken = time.perf_counter() - begun
-    how = "with the CRF" if refine else "without CRF"
-    print(f"masks of scenes, 3 objects, {how}: {len(scenes) / taken:.1f} images/s")
+    folder = tempfile.mkdtemp()
+    return len(scenes) / wall_seconds(
+        lambda: make_masks(scenes, backbone, recipe, folder=folder, workers=1)
+    )
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    backbone = backbones.load("vit_tiny_scenes")
-    features = keys(backbone)
-    cuts(features, "as they are")
-    cuts(features - features.mean((0, 1)), "centred")
-    graph = affinity(features)
-    for method in ("power", "eigh"):
-        found = cpu_seconds(lambda m=method: ncut_eigenvector(graph, m), 3) / B
-        show(f"eigenvector alone, {method}, per image", found)
-    several = cpu_seconds(lambda: ncut_objects(features, GRID, 3), 3) / B
-    show("three objects, per image", several)
-    masks_on_disk(backbone, False)
-    if crf.available():
-        masks_on_disk(backbone, True)
-
+SIZE = "28 x 28 patches"
+SOLVER = Released("maskcontrast, section 9 (its solver)", 0.057)
+MASKS = "masks of scenes, 3 objects"
+CASES = (
+    *(
+        Case(
+            *(f"cut, {features}{how}", SIZE, cuts, (together, features == "centred")),
+            items=B,
+            target=0.020,
+            released=SOLVER,
+        )
+        for features in ("plain", "centred")
+        for how, together in ((", one by one", False), (f", batch of {B}", True))
+    ),
+    Case("eigenvector, power", SIZE, eigenvector, ("power",), items=B, repeats=3),
+    Case("eigenvector, dense", SIZE, eigenvector, ("eigh",), items=B, repeats=3),
+    Case("three objects", SIZE, objects, items=B, repeats=3),
+    Case(MASKS, "128 x 128, no CRF", masks_on_disk, (False,), unit="images/s"),
+    Case(MASKS, "128 x 128, CRF", masks_on_disk, (True,), unit="images/s"),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("saliency"))

@@ -1,34 +1,41 @@
-"""Speed of the scene generator on one core.
+"""The scene generator; textures are drawn beforehand."""
 
-Run: ``python tests/benchmarks/bench_scenes.py``
-"""
+import itertools
 
-import time
-
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case
 from uss_utils.datasets.scenes import canvas, scene
 
-TARGET = 80  # images per second at 128 x 128
+
+def draw(function, kind: str, size: int, count: int):
+    """Other scenes in every call."""
+    numbers = itertools.count()
+    function(next(numbers), 0, kind, size)
+    return lambda: [function(next(numbers), 0, kind, size) for _ in range(count)]
 
 
-def rate(function, kind: str, size: int, count: int) -> float:
-    """Scenes per second of processor time, the textures drawn beforehand."""
-    function(0, 0, kind, size)
-    start = time.process_time()
-    for index in range(count):
-        function(index, 0, kind, size)
-    return count / (time.process_time() - start)
+def case(name: str, function, kind: str, size: int, count: int, target=None) -> Case:
+    return Case(
+        *(f"{name}, {kind}", f"{size} x {size}", draw, (function, kind, size, count)),
+        unit="images/s",
+        items=count,
+        repeats=3,
+        target=target,
+    )
 
 
-def main():
-    for kind in ("street", "aerial"):
-        speed = rate(scene, kind, 128, 300)
-        print(f"scenes {kind} 128x128: {speed:.0f} images/s (target {TARGET})")
-        for size, count in ((64, 100), (256, 60), (512, 20)):
-            speed = rate(scene, kind, size, count)
-            print(f"scenes {kind} {size}x{size}: {speed:.0f} images/s (no target)")
-        speed = rate(canvas, kind, 128, 100)
-        print(f"canvas {kind} 192x192: {speed:.0f} images/s (no target)")
-
+CASES = tuple(
+    one
+    for kind in ("street", "aerial")
+    for one in (
+        case("scene", scene, kind, 128, 100, 80),
+        *(
+            case("scene", scene, kind, size, count)
+            for size, count in ((64, 100), (256, 20), (512, 8))
+        ),
+        case("canvas", canvas, kind, 128, 50),
+    )
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("scenes"))

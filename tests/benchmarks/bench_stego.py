@@ -1,14 +1,15 @@
-"""Speed of a STEGO training step from cached features, and of its parts, on one thread.
+"""STEGO: a training step from cached features, and its parts.
 
 The authors' setting: 16 pairs, features 384 x 28 x 28 (ViT-S/8 at 224 x 224), 70 code
 channels, 11 x 11 points, 5 random partners, 27 classes, labels at 224 x 224.
-
-Run: ``python tests/benchmarks/bench_stego.py``
 """
 
-import torch
-from timing import cpu_seconds, show
+from collections.abc import Callable
 
+import torch
+
+from tests.benchmarks.__main__ import alone
+from tests.benchmarks.cases import Case, Released
 from uss_utils.correspondence import CorrespondenceLoss
 from uss_utils.environment import generator
 from uss_utils.heads import SegmentationHead
@@ -18,8 +19,8 @@ from uss_utils.readout import Readout
 PAIRS, CHANNELS, GRID, DIM, CLASSES, SIZE = 16, 384, 28, 70, 27, 224
 
 
-def main():
-    torch.set_num_threads(1)
+def work(part: str) -> Callable:
+    """A whole step, or one part of it."""
     draw = generator(0)
 
     def feat(channels=CHANNELS):
@@ -28,11 +29,6 @@ def main():
     label = torch.randint(-1, CLASSES, (PAIRS, SIZE, SIZE), generator=draw)
     batch = {"input": feat(), "positive": feat(), "label": label}
     kept = feat().half()  # as a cache on disk holds them
-
-    def read():
-        rows = torch.randperm(PAIRS, generator=draw)
-        return {name: kept[rows].float() for name in ("input", "positive")}
-
     trainer = StegoTrainer(
         SegmentationHead(CHANNELS, DIM),
         Readout(DIM, CLASSES, CLASSES, draw),
@@ -40,6 +36,11 @@ def main():
         guide=lambda inputs: inputs,
     ).train()
     optimisers = trainer.optimisers().values()
+    codes = [feat(DIM).requires_grad_() for _ in range(2)]
+
+    def read():
+        rows = torch.randperm(PAIRS, generator=draw)
+        return {name: kept[rows].float() for name in ("input", "positive")}
 
     def step():
         for optimiser in optimisers:
@@ -47,8 +48,6 @@ def main():
         trainer.step(read() | {"label": label}, draw)["loss"].backward()
         for optimiser in optimisers:
             optimiser.step()
-
-    codes = [feat(DIM).requires_grad_() for _ in range(2)]
 
     def loss():
         maps = (batch["input"], batch["positive"], *codes)
@@ -61,12 +60,27 @@ def main():
     def probes():
         sum(trainer.readout.losses(codes[0], batch["label"]).values()).backward()
 
-    show("one step, 16 pairs, from cached features", cpu_seconds(step), 1.0)
-    show("  features of both views, from float16", cpu_seconds(read))
-    show("  head on both views, forward and backward", cpu_seconds(head))
-    show("  correspondence loss, forward and backward", cpu_seconds(loss), 0.18)
-    show("  both probes, labels 224 x 224", cpu_seconds(probes))
+    return {"step": step, "read": read, "head": head, "loss": loss, "probes": probes}[
+        part
+    ]
 
+
+SECTION = "stego, section 10"
+SIZES = "16 pairs, 384 x 28 x 28"
+CASES = (
+    Case(
+        *("step from cached features", SIZES, work, ("step",)),
+        target=1.0,
+        released=Released(f"{SECTION} (from images)", 18.5),
+    ),
+    Case("- features from float16", SIZES, work, ("read",)),
+    Case("- head, both ways", SIZES, work, ("head",)),
+    Case(
+        *("- correspondence loss, both ways", SIZES, work, ("loss",)),
+        released=Released(SECTION, 0.18),
+    ),
+    Case("- both probes", "16 labels 224 x 224", work, ("probes",)),
+)
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(alone("stego"))

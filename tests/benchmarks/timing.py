@@ -1,4 +1,4 @@
-"""How the benchmarks measure and print."""
+"""How the benchmarks measure time and memory."""
 
 import threading
 import time
@@ -7,11 +7,11 @@ import psutil
 
 
 def cpu_seconds(function, repeats: int = 7) -> float:
-    """Median processor seconds of a call, after one call to warm up.
+    """Median processor seconds of a call.
 
-    With one thread this is the wall-clock time of an otherwise idle machine.
+    With one thread this is the wall-clock time of an otherwise idle machine; other
+    work on the machine hardly changes it.
     """
-    function()
     taken = []
     for _ in range(repeats):
         begun = time.process_time()
@@ -20,10 +20,14 @@ def cpu_seconds(function, repeats: int = 7) -> float:
     return sorted(taken)[repeats // 2]
 
 
-def show(name: str, seconds: float, target: float | None = None) -> None:
-    """One line: the figure, and the target beside it."""
-    aim = "no target" if target is None else f"target <= {target:g} s"
-    print(f"{name}: {seconds:.4g} s ({aim})", flush=True)
+def wall_seconds(function, repeats: int = 1) -> float:
+    """Shortest wall-clock seconds of a call: for what uses several cores."""
+    taken = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
 
 
 class Peak:
