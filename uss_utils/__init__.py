@@ -111,6 +111,11 @@ Training
     fitting         a method's training as its settings say; its untrained network
     presets         settings by name, checked; recipe: those that methods share
     methods *       one module per method; kmeans: the zeroth
+    cost *          what a training would take: estimate()
+      cost_facts      what the settings alone say
+      cost_measuring  a short run of it; cost_stand_ins: for what is not there
+      cost_commands   the command line's part
+    paper_recipes * how to train what the papers report: commands, disk, scores
     runs            the command line's train and evaluate
     data_commands   the command line's part for data sets
     pretrain_commands  its part for pretraining

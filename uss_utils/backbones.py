@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "names",
     "tiny_vit",
+    "untrained",
 ]
 
 # Short name -> timm's name. DINOv3 is listed where the installed timm has it.
@@ -119,6 +120,31 @@ def load(
         fit(vit, read_weights(path), str(path), name)
     untrained = name == "vit_tiny_random"
     return Backbone(vit, name, position=position, untrained=untrained).to(place)
+
+
+def untrained(
+    name: str,
+    *,
+    position: str = "released",
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Frozen:
+    """The architecture of a backbone with random weights: as fast, nothing is fetched.
+
+    Args:
+        name: see :func:`load`, as are the others.
+        position: resampling of a learned position table.
+        device: where to put it; "meta" gives the sizes alone, without any numbers.
+        seed: of the tiny ViT's weights.
+
+    Raises:
+        ValueError: unknown name or position.
+    """
+    if name in CONTROLS:
+        return Control(name).to(device)
+    with torch.device(device):
+        vit = tiny_vit(seed) if name in TINY else _timm_vit(name)
+        return Backbone(vit, name, position=position, untrained=True)
 
 
 def _timm_vit(name: str) -> torch.nn.Module:

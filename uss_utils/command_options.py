@@ -61,6 +61,14 @@ EXAMPLES = {
         ],
         f"Next, other switches: python -m uss_utils evaluate {MODEL} --no-flip",
     ),
+    "estimate": (
+        [
+            "estimate stego",
+            "estimate hp --preset cocostuff27-vits8 --processes 4",
+            "estimate hsg --preset camvid-tiny -s batch_size=4 --seconds 90",
+        ],
+        "Next: python -m uss_utils train stego",
+    ),
     "evaluate": (
         [
             f"evaluate {MODEL}",

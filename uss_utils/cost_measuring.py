@@ -1,0 +1,399 @@
+"""A short run of a method's own training, timed part by part.
+
+It happens in a process of its own, which may be stopped at any time, has a memory of
+its own to look at, and writes into a folder that is removed.
+"""
+
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+
+from uss_utils import backbones, runs
+from uss_utils.cost_facts import Facts, facts
+from uss_utils.cost_stand_ins import KEPT_BLOCKS, Networks, stand_in
+from uss_utils.environment import peak_memory_mb, pick_device
+from uss_utils.paths import cache_dir
+from uss_utils.recipe import Recipe
+from uss_utils.segmenter import Segmenter
+
+T = TypeVar("T")
+FIRST = {"n": 4, "n_val": 2, "batch": 2}  # images of the first pass
+PASSES = 30  # images that it sends through a network, about
+GRACE = 20.0  # seconds that a pass may take longer than planned
+
+
+@dataclass
+class Pass:
+    """One short run.
+
+    Attributes:
+        n: training images.
+        n_val: scored images.
+        batch: images per step.
+        steps: optimiser steps.
+        seconds: "prepare", "start" and "step" (of one step each), "finish" (all of the
+            training but the steps) and "score".
+        network: how many of these seconds the frozen network takes.
+        memory: largest memory of the process so far, in bytes.
+        files: bytes of one checkpoint, one model, and of one image's map.
+    """
+
+    n: int
+    n_val: int
+    batch: int
+    steps: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    network: dict[str, float] = field(default_factory=dict)
+    memory: float = 0.0
+    files: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Measured:
+    """What the process has found so far.
+
+    Attributes:
+        passes: the short runs; the first one is cold.
+        per_image: seconds that one training image takes in the frozen network.
+        cut: the network was cut to its last blocks, the rest computed.
+        missing: bytes of the weights that were cut off.
+        random: names of the networks that had random weights.
+        complaint: why there is no more; "" if nothing went wrong.
+        seconds: that measuring took.
+    """
+
+    passes: list[Pass] = field(default_factory=list)
+    per_image: float = 0.0
+    cut: bool = False
+    missing: int = 0
+    random: list[str] = field(default_factory=list)
+    complaint: str = ""
+    seconds: float = 0.0
+
+
+def measure(
+    method: ModuleType, cfg: Recipe, *, device: str = "auto", seconds: float = 50.0
+) -> Measured:
+    """Time a short run in a process of its own.
+
+    Args:
+        method: the method's module.
+        cfg: the settings.
+        device: where to compute; "auto" picks.
+        seconds: about how long measuring may take; what is not done somewhat later is
+            left out.
+
+    Raises:
+        ValueError: settings that do not fit.
+        RuntimeError: nothing could be measured; the message says why.
+    """
+    pick_device(device)
+    begun = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    job = context.Process(
+        target=_work, args=(there, method.__name__, cfg, device, seconds), daemon=False
+    )
+    job.start()
+    there.close()
+    found = Measured(complaint="it did not finish in time")
+    try:
+        while here.poll(max(0.0, begun + seconds + GRACE - time.perf_counter())):
+            found = here.recv()
+    except EOFError:
+        pass
+    finally:
+        job.kill()
+        job.join()
+        here.close()
+    found.seconds = time.perf_counter() - begun
+    if not found.passes and found.complaint:
+        raise RuntimeError(
+            f"nothing could be measured within {seconds:g} s: {found.complaint}; give "
+            "more time with --seconds, or look at the facts alone with --seconds 0"
+        )
+    return found
+
+
+def _work(
+    pipe: Connection, module: str, cfg: Recipe, device: str, seconds: float
+) -> None:
+    """The process: sends what it has found after every part."""
+    found = Measured()
+    with _aside(), contextlib.suppress(BrokenPipeError):
+        try:
+            method = importlib.import_module(module)
+            _passes(method, cfg, device, seconds, found, pipe.send)
+        except Exception as error:  # noqa: BLE001 - told by the parent
+            found.complaint = f"{type(error).__name__}: {error}"
+            if os.environ.get("USS_DEBUG"):
+                raise
+        pipe.send(found)
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Nothing is printed."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.ExitStack() as stack,
+    ):
+        if not os.environ.get("USS_DEBUG"):
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+def _passes(
+    method: ModuleType,
+    cfg: Recipe,
+    device: str,
+    seconds: float,
+    found: Measured,
+    send: Callable[[Measured], None],
+) -> None:
+    """A cold pass, the same again, and one as large as the time allows."""
+    begun = time.perf_counter()
+    known = facts(method, cfg)
+    place = pick_device(device)
+    found.per_image, found.cut, found.missing = _network(cfg, known, place, seconds)
+
+    def left() -> float:
+        return seconds - (time.perf_counter() - begun)
+
+    with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
+        small = Pass(
+            min(FIRST["n"], known.train.number, known.items),
+            min(FIRST["n_val"], known.val.number),
+            min(FIRST["batch"], known.batch_size),
+            steps=1,
+        )
+        runner = _Runner(method, cfg, known, place, found, Path(folder))
+        first = _timed(lambda: runner.run(small))
+        send(found)
+        if left() < first:
+            return
+        again = replace(small, steps=3, seconds={}, network={}, files={})
+        runner.run(again)
+        send(found)
+        larger = _larger(cfg, known, again, 0.75 * left())
+        if larger is not None:
+            runner.run(larger)
+            send(found)
+
+
+def _timed(function: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def _larger(cfg: Recipe, known: Facts, again: Pass, budget: float) -> Pass | None:
+    """As many images and steps as fit into some seconds; None: no more than before."""
+    spent = again.seconds
+    step = spent.get("step", 0.0)
+    batch = again.batch
+    # Losses that compare all with all grow faster than the batch.
+    while batch < known.batch_size:
+        wider = min(2 * batch, known.batch_size)
+        if 2 * step * (wider / again.batch) ** 1.5 > 0.4 * budget:
+            break
+        batch = wider
+    each = step * batch / again.batch + spent.get("start", 0.0) * batch / again.batch
+    steps = int(0.4 * budget / max(each, 1e-3))
+    made = (spent.get("prepare", 0.0) + spent["finish"]) / again.n
+    n = int(0.35 * budget / max(made, 1e-4))
+    n_val = int(0.25 * budget * again.n_val / max(spent["score"], 1e-3))
+    most = min(known.train.number, known.items)
+    n, n_val = max(batch, min(n, most)), max(2, min(n_val, known.val.number))
+    if n < 2 * again.n and batch == again.batch:
+        return None
+    return Pass(n, n_val, batch, max(2, min(steps, cfg.steps)))
+
+
+def _network(
+    cfg: Recipe, known: Facts, place: torch.device, seconds: float
+) -> tuple[float, bool, int]:
+    """Seconds per image of the frozen network, whether to cut it, and by how much."""
+    name = cfg.backbone
+    if name in backbones.CONTROLS:
+        return 0.0, False, 0
+    network = backbones.untrained(name, device=place)
+    full = _per_image(network, known.size, place)
+    if full * PASSES < seconds / 4 or network.depth <= KEPT_BLOCKS:
+        return full, False, 0
+    gone = network.vit.blocks[:-KEPT_BLOCKS]
+    return full, True, sum(4 * p.numel() for p in gone.parameters())
+
+
+@torch.no_grad()
+def _per_image(
+    network: torch.nn.Module, size: tuple[int, int], place: torch.device
+) -> float:
+    """Seconds that an image takes, once the first one is through."""
+    images = torch.zeros(1, 3, *size, device=place)
+    spent, done = [], 0.0
+    while len(spent) < 2 or (done < 1.0 and len(spent) < 5):
+        spent.append(_timed(lambda: _finished(network.features(images), place)))
+        done += spent[-1]
+        if spent[-1] > 3.0:  # what is so slow has no first time
+            break
+    return min(spent)
+
+
+def _finished(x: torch.Tensor, place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+@contextlib.contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    """Features, masks and regions go there; the data stay where they were found."""
+    before = os.environ.get("USS_DATA")
+    os.environ["USS_DATA"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["USS_DATA"]
+        else:
+            os.environ["USS_DATA"] = before
+
+
+class _Runner:
+    """Runs passes of one method, and adds what a cut network would have taken."""
+
+    def __init__(
+        self,
+        method: ModuleType,
+        cfg: Recipe,
+        known: Facts,
+        place: torch.device,
+        found: Measured,
+        folder: Path,
+    ):
+        self.method, self.cfg, self.known = method, cfg, known
+        self.place, self.found, self.folder = place, found, folder
+        self.networks = Networks(cfg, found.cut)
+        self.network = backbones.untrained(cfg.backbone, device="meta")
+
+    def run(self, part: Pass) -> None:
+        """One pass; it is among the found ones once it is complete."""
+        folder = self.folder / str(len(self.found.passes))
+        cfg = stand_in(self.cfg, self.known, self.networks, part.n, part.n_val)
+        changes = {"batch_size": part.batch, "steps": part.steps, "crf": self.cfg.crf}
+        if hasattr(cfg, "start_steps"):
+            changes |= {"start_steps": part.steps, "pca_images": part.batch}
+        cfg = cfg.override(**changes)
+        checkpoint = folder / "checkpoints" / "training.safetensors"
+        if hasattr(self.method, "prepare"):
+            models = self._learned(cfg, part, checkpoint)
+        else:
+            done = self._stage(
+                part, "finish", lambda: self.method.train(cfg, device=str(self.place))
+            )
+            models = [done]
+        self._stage(
+            part,
+            "score",
+            lambda: runs.score(self.method, cfg, models, folder, cfg.open("val")),
+        )
+        part.files = self._sizes(checkpoint, runs.save(models[:1], folder)[0])
+        self.found.random = sorted(self.networks.random)
+        self.found.passes.append(part)
+
+    def _learned(self, cfg: Recipe, part: Pass, checkpoint: Path) -> list[Segmenter]:
+        """All of a training; where it begins and ends its steps is watched."""
+        method = self.method
+        material = self._stage(
+            part, "prepare", lambda: method.prepare(cfg, device=str(self.place))
+        )
+        starting = 0.0
+        if hasattr(method, "start"):
+            begun = self._network_seconds()
+            _, history = method.start(cfg, material)
+            part.seconds["start"] = history.seconds / part.steps
+            part.network["start"] = (self._network_seconds() - begun) / part.steps
+            starting = history.seconds
+        moments = []
+        begun, through = time.perf_counter(), self._network_seconds()
+        trained = method.train(
+            cfg,
+            material,
+            checkpoint=checkpoint,
+            watch=lambda *_: moments.append(self._network_seconds()),
+            watch_at=(0, part.steps),
+        )
+        whole = time.perf_counter() - begun
+        in_network = self._network_seconds() - through
+        part.memory = self._memory()
+        stepping = moments[1] - moments[0]
+        part.seconds["step"] = trained.history.seconds / part.steps
+        part.network["step"] = stepping / part.steps
+        part.seconds["finish"] = whole - trained.history.seconds - starting
+        part.network["finish"] = (
+            in_network - stepping - part.network.get("start", 0.0) * part.steps
+        )
+        self._add_rest(part, "start", "step", "finish")
+        return [trained.segmenter, *trained.others.values()]
+
+    def _stage(self, part: Pass, name: str, work: Callable[[], T]) -> T:
+        through, begun = self._network_seconds(), time.perf_counter()
+        result = work()
+        part.seconds[name] = time.perf_counter() - begun
+        part.network[name] = self._network_seconds() - through
+        self._add_rest(part, name)
+        return result
+
+    def _network_seconds(self) -> float:
+        """Seconds in the whole frozen network of all images that went through so far.
+
+        A block's work grows with the tokens, that of its attention with their square.
+        """
+        name = self.cfg.backbone
+        if not self.found.per_image:
+            return 0.0
+        return self.found.per_image * sum(
+            images * self._work(height, width) / self._work(*self.known.size)
+            for (seen, height, width), images in self.networks.seen.items()
+            if seen == name
+        )
+
+    def _work(self, height: int, width: int) -> float:
+        tokens = height * width / self.network.patch**2
+        return tokens * (6 * self.network.dim + tokens)
+
+    def _add_rest(self, part: Pass, *names: str) -> None:
+        """Add what the blocks would have taken that a network was cut by."""
+        if self.found.cut:
+            gone = 1 - KEPT_BLOCKS / self.network.depth
+            for name in names:
+                part.seconds[name] = part.seconds.get(
+                    name, 0.0
+                ) + gone * part.network.get(name, 0.0)
+
+    def _memory(self) -> float:
+        if self.place.type == "cuda":
+            return float(torch.cuda.max_memory_allocated(self.place))
+        return 1e6 * peak_memory_mb()
+
+    def _sizes(self, checkpoint: Path, model: Path) -> dict[str, float]:
+        """Bytes of one file of each kind."""
+        maps = [path.stat().st_size for path in cache_dir().rglob("0*.png")]
+        found = {"models": float(model.stat().st_size)}
+        if maps:
+            found["maps"] = sum(maps) / len(maps)
+        if checkpoint.is_file():
+            found["checkpoints"] = float(checkpoint.stat().st_size)
+        return found
