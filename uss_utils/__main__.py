@@ -21,7 +21,7 @@ from uss_utils.command_options import (
     Weights,
     ending,
 )
-from uss_utils.cost_commands import estimate
+from uss_utils.cost_commands import estimate, recipes
 from uss_utils.data_commands import app as data_app
 from uss_utils.pretrain_commands import pretrain
 from uss_utils.segment_commands import segment
@@ -283,6 +283,7 @@ def hierarchy(
 app.command(epilog=ending("book"), short_help="Make a site of all notebooks.")(book)
 app.command(epilog=ending("pretrain"))(pretrain)
 app.command(epilog=ending("estimate"))(estimate)
+app.command(epilog=ending("recipes"))(recipes)
 app.add_typer(data_app, name="data")
 
 

@@ -69,6 +69,11 @@ EXAMPLES = {
         ],
         "Next: python -m uss_utils train stego",
     ),
+    "recipes": (
+        ["recipes stego", "recipes primaps --preset cityscapes27-vitb8", "recipes"],
+        "Next, what it takes here: "
+        "python -m uss_utils estimate stego --preset potsdam3-vits8",
+    ),
     "evaluate": (
         [
             f"evaluate {MODEL}",

@@ -1,10 +1,11 @@
-"""The command line's ``estimate``: what a training would take."""
+"""The command line's ``estimate`` and ``recipes``: before a training is started."""
 
 from typing import Annotated
 
 import typer
 
 from uss_utils.command_options import DataRoot, Device, Settings, Steps, Weights
+from uss_utils.presets import unknown
 
 
 def estimate(
@@ -50,3 +51,29 @@ def estimate(
     typer.echo(
         cost.estimate(module, cfg, device=device, processes=processes, seconds=seconds)
     )
+
+
+def recipes(
+    method: Annotated[
+        str | None, typer.Argument(help="Of this method only; all if not given.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The commands of this one, in their order.")
+    ] = None,
+) -> None:
+    """List how to train what the papers report.
+
+    Batch, steps, disk, GPU hours where the authors tell them, and the score to expect,
+    with its source. With --preset, all commands: fetching the data, training on one GPU
+    or on several, scoring. Writes nothing.
+    """
+    from uss_utils import paper_recipes
+
+    found = paper_recipes.recipes(method)
+    if preset is None:
+        typer.echo(paper_recipes.table(found))
+        return
+    chosen = [row for row in found if row.preset == preset]
+    if not chosen:
+        raise ValueError(unknown("preset", preset, {row.preset for row in found}))
+    typer.echo("\n\n".join(map(paper_recipes.text, chosen)))

@@ -4,11 +4,11 @@ Numbers of images, sizes of features, files and steps follow from the settings. 
 set that is not there is counted as its publisher says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from uss_utils import backbones, sources
 from uss_utils.datasets import SCENES_SIZE, SCENES_SPLITS
@@ -145,12 +145,13 @@ class Facts:
         return all(part.found is not None for part in parts)
 
 
-def facts(method: ModuleType, cfg: Recipe) -> Facts:
+def facts(method: ModuleType, cfg: Recipe, *, look: bool = True) -> Facts:
     """What the settings of a method say; nothing is computed and nothing written.
 
     Args:
         method: the method's module.
         cfg: its settings.
+        look: for the data set; otherwise it is counted as published, and is not opened.
 
     Raises:
         ValueError: settings that do not fit the data set, or images of a folder that is
@@ -159,7 +160,7 @@ def facts(method: ModuleType, cfg: Recipe) -> Facts:
     """
     name = method.__name__.rpartition(".")[2]
     crops = cfg.crops == "five"
-    train, val = _split(cfg, "train"), _split(cfg, "val")
+    train, val = _split(cfg, "train", look), _split(cfg, "val", look)
     size = _brought_to(cfg.size, train.size)
     shape = _shape(name, cfg, train.number, size)
     place = _place(name, cfg, shape)
@@ -168,7 +169,7 @@ def facts(method: ModuleType, cfg: Recipe) -> Facts:
         preset=cfg.name,
         train=train,
         val=val,
-        cut=_cut(cfg),
+        cut=_cut(cfg, look),
         crops=crops,
         size=size,
         shape=shape,
@@ -180,19 +181,34 @@ def facts(method: ModuleType, cfg: Recipe) -> Facts:
     return replace(found, files=tuple(_files(found, cfg)))
 
 
-def _split(cfg: Recipe, part: str) -> Split:
+def _split(cfg: Recipe, part: str, look: bool) -> Split:
     """One part of the data, opened if it is there."""
-    split = cfg.train_split if part == "train" else part
-    try:
-        found = cfg.open(part)
-    except FileNotFoundError:
-        if cfg.root is not None or cfg.dataset not in KNOWN:
-            raise
-        limit = cfg.n_train if part == "train" else cfg.n_val
-        return _as_published(
-            cfg.dataset, split, limit, part == "train" and cfg.crops == "five"
-        )
-    return Split(cfg.dataset, split, len(found), found.read_size(0), found)
+    training = part == "train"
+    split = cfg.train_split if training else part
+    limit = cfg.n_train if training else cfg.n_val
+    crops = training and cfg.crops == "five"
+    return _counted(
+        cfg, cfg.dataset, split, limit, crops, look and (lambda: cfg.open(part))
+    )
+
+
+def _counted(
+    cfg: Recipe,
+    name: str,
+    split: str,
+    limit: int | None,
+    crops: bool,
+    opener: Callable[[], SegmentationDataset] | Literal[False],
+) -> Split:
+    """Images that are there, or those that are published."""
+    if opener:
+        try:
+            found = opener()
+            return Split(name, split, len(found), found.read_size(0), found)
+        except FileNotFoundError:
+            if cfg.root is not None or name not in KNOWN:
+                raise
+    return _as_published(name, split, limit, crops)
 
 
 def _as_published(name: str, split: str, limit: int | None, crops: bool) -> Split:
@@ -205,7 +221,7 @@ def _as_published(name: str, split: str, limit: int | None, crops: bool) -> Spli
     return Split(name, split, number, (height, width), None)
 
 
-def _cut(cfg: Recipe) -> Split | None:
+def _cut(cfg: Recipe, look: bool) -> Split | None:
     """Images as stored that views are cut from, where the settings say so."""
     images = getattr(cfg, "images", "")
     if not (images or getattr(cfg, "whole", False)):
@@ -213,11 +229,7 @@ def _cut(cfg: Recipe) -> Split | None:
     opener = getattr(cfg, "open_images", None) or cfg.open_whole
     name = images or cfg.dataset
     split = "train" if images else cfg.train_split
-    try:
-        found = opener()
-    except FileNotFoundError:
-        return _as_published(name, split, cfg.n_train, False)
-    return Split(name, split, len(found), found.read_size(0), found)
+    return _counted(cfg, name, split, cfg.n_train, False, look and opener)
 
 
 def _brought_to(

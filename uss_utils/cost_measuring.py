@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,6 +31,7 @@ from uss_utils.segmenter import Segmenter
 T = TypeVar("T")
 FIRST = {"n": 4, "n_val": 2, "batch": 2}  # images of the first pass
 PASSES = 30  # images that it sends through a network, about
+SHARES = (0.3, 0.9)  # of the time that is left, for the third and the fourth pass
 GRACE = 20.0  # seconds that a pass may take longer than planned
 
 
@@ -163,7 +164,7 @@ def _passes(
     found: Measured,
     send: Callable[[Measured], None],
 ) -> None:
-    """A cold pass, the same again, and one as large as the time allows."""
+    """A cold pass, a warm one, and larger ones as far as the time allows."""
     begun = time.perf_counter()
     known = facts(method, cfg)
     place = pick_device(device)
@@ -184,11 +185,14 @@ def _passes(
         send(found)
         if left() < first:
             return
-        again = replace(small, steps=3, seconds={}, network={}, files={})
-        runner.run(again)
+        wider = {"n": min(2 * small.n, known.train.number, known.items), "steps": 3}
+        wider |= {"n_val": min(2 * small.n_val, known.val.number)}
+        runner.run(replace(small, **wider, seconds={}, network={}, files={}))
         send(found)
-        larger = _larger(cfg, known, again, 0.75 * left())
-        if larger is not None:
+        for share in SHARES:
+            larger = _larger(cfg, known, found.passes[1:], share * left())
+            if larger is None:
+                return
             runner.run(larger)
             send(found)
 
@@ -199,27 +203,41 @@ def _timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _larger(cfg: Recipe, known: Facts, again: Pass, budget: float) -> Pass | None:
+def _larger(
+    cfg: Recipe, known: Facts, passes: Sequence[Pass], budget: float
+) -> Pass | None:
     """As many images and steps as fit into some seconds; None: no more than before."""
-    spent = again.seconds
-    step = spent.get("step", 0.0)
-    batch = again.batch
-    # Losses that compare all with all grow faster than the batch.
+    last = passes[-1]
+    step = last.seconds.get("step", 0.0) + last.seconds.get("start", 0.0)
+    batch = last.batch
     while batch < known.batch_size:
         wider = min(2 * batch, known.batch_size)
-        if 2 * step * (wider / again.batch) ** 1.5 > 0.4 * budget:
+        # Losses that compare all with all grow faster than the batch.
+        if 3 * step * (wider / last.batch) ** 1.5 > 0.4 * budget:
             break
         batch = wider
-    each = step * batch / again.batch + spent.get("start", 0.0) * batch / again.batch
-    steps = int(0.4 * budget / max(each, 1e-3))
-    made = (spent.get("prepare", 0.0) + spent["finish"]) / again.n
-    n = int(0.35 * budget / max(made, 1e-4))
-    n_val = int(0.25 * budget * again.n_val / max(spent["score"], 1e-3))
+    steps = int(0.4 * budget / max(step * batch / last.batch, 1e-3))
     most = min(known.train.number, known.items)
-    n, n_val = max(batch, min(n, most)), max(2, min(n_val, known.val.number))
-    if n < 2 * again.n and batch == again.batch:
+    n = _fitting([(p.n, _made(p)) for p in passes], 0.35 * budget)
+    n_val = _fitting([(p.n_val, p.seconds["score"]) for p in passes], 0.25 * budget)
+    n, n_val = max(batch, last.n, min(n, most)), min(n_val, known.val.number)
+    if n < 2 * last.n and n_val < 2 * last.n_val and batch == last.batch:
         return None
-    return Pass(n, n_val, batch, max(2, min(steps, cfg.steps)))
+    return Pass(n, max(n_val, last.n_val), batch, max(3, min(steps, cfg.steps)))
+
+
+def _made(part: Pass) -> float:
+    return part.seconds.get("prepare", 0.0) + part.seconds["finish"]
+
+
+def _fitting(points: Sequence[tuple[int, float]], budget: float) -> int:
+    """How many images fit into some seconds, at most eight times as many as before."""
+    n, spent = points[-1]
+    slope, fixed = spent / n, 0.0
+    if len(points) > 1 and points[-2][0] < n and points[-2][1] < spent:
+        slope = (spent - points[-2][1]) / (n - points[-2][0])
+        fixed = max(0.0, spent - slope * n)
+    return min(8 * n, int((budget - fixed) / max(slope, 1e-4)))
 
 
 def _network(
@@ -292,7 +310,9 @@ class _Runner:
         """One pass; it is among the found ones once it is complete."""
         folder = self.folder / str(len(self.found.passes))
         cfg = stand_in(self.cfg, self.known, self.networks, part.n, part.n_val)
-        changes = {"batch_size": part.batch, "steps": part.steps, "crf": self.cfg.crf}
+        changes = {"batch_size": part.batch, "steps": part.steps}
+        if not self.known.steps:
+            changes = {}
         if hasattr(cfg, "start_steps"):
             changes |= {"start_steps": part.steps, "pca_images": part.batch}
         cfg = cfg.override(**changes)
