@@ -142,6 +142,7 @@ Teaching and course
     memory          peak memory of a notebook's processes
     environment *   device, seeds, versions; installation *: is all installed?
     paths           the only builder of paths, and how files are replaced
+    json_files      how the JSON beside data is read back
 """
 
 __version__ = "0.1.0"

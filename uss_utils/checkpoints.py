@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from uss_utils.json_files import parse_object
 from uss_utils.paths import atomic_file
 
 _KEY, _FORMAT = "uss_utils", 1
@@ -155,11 +156,13 @@ def unflatten(tensors: dict[str, torch.Tensor], tree: Any) -> Any:
 def _envelope(path: Path, content: bytes) -> tuple[dict[str, Any], str | None]:
     """The JSON object and the checksum that a file's header carries."""
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     try:
-        envelope = json.loads(header[_KEY])
+        header = parse_object(content[8 : 8 + length]).get("__metadata__")
+        envelope = parse_object(header[_KEY])
         if envelope["format"] != _FORMAT:
-            raise ValueError(f"its format is {envelope['format']}, not {_FORMAT}")
+            raise ValueError(f"its format is {envelope['format']!r}, not {_FORMAT}")
+        if not isinstance(envelope["meta"], dict):
+            raise ValueError("its meta data are no JSON object")
         return envelope["meta"], envelope["crc32"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -49,8 +49,17 @@ class History:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "History":
-        """Inverse of :meth:`to_json`."""
-        return cls(content["rows"], content["seconds"])
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        rows, seconds = content["rows"], content["seconds"]
+        if not isinstance(seconds, int | float) or not isinstance(rows, list):
+            raise ValueError("its history holds no rows of figures")
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its history holds no rows of figures")
+        return cls(rows, seconds)
 
 
 def figure(value: float) -> float | None:

@@ -92,20 +92,7 @@ class PresetConfig:
             ValueError: a value has the wrong type, is none of the known choices, or
                 lies out of its range.
         """
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            value = _as_tuple(getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-            hint = hints[field.name]
-            if not _fits(value, hint):
-                raise ValueError(
-                    f"{field.name}={_shown(value)} does not fit: expected "
-                    f"{_describe(hint)}"
-                )
-            wrong = _out_of_range(value, hint)
-            if wrong is not None:
-                verb = "have" if isinstance(value, tuple) else "has"
-                raise ValueError(f"{field.name}={_shown(value)} {verb} to {wrong}")
+        check_fields(self)
 
     @classmethod
     def preset(cls: type[Self], name: str, **overrides: Any) -> Self:
@@ -171,6 +158,28 @@ def presets(**table: Self) -> dict[str, Self]:
     """Table of presets, each told its own name; ``_`` in a key is written ``-``."""
     named = {key.replace("_", "-"): config for key, config in table.items()}
     return {key: replace(config, name=key) for key, config in named.items()}
+
+
+def check_fields(settings: Any) -> None:
+    """Check every field of a dataclass against its annotation; lists become tuples.
+
+    Raises:
+        ValueError: a value has the wrong type, is none of the known choices, or lies
+            out of its range.
+    """
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    for field in fields(settings):
+        value = _as_tuple(getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
+        hint = hints[field.name]
+        if not _fits(value, hint):
+            raise ValueError(
+                f"{field.name}={_shown(value)} does not fit: expected {_describe(hint)}"
+            )
+        wrong = _out_of_range(value, hint)
+        if wrong is not None:
+            verb = "have" if isinstance(value, tuple) else "has"
+            raise ValueError(f"{field.name}={_shown(value)} {verb} to {wrong}")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -27,6 +27,8 @@ from uss_utils.history import History
 from uss_utils.schedules import EMA
 
 KIND = "training checkpoint"
+# Optimisers whose state has the shape of the weights.
+_SHAPED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _SINGLETONS = (AcceleratorState, PartialState, GradientState)
 
 
@@ -227,23 +229,41 @@ class RunState:
         if self.path is None or not self.path.exists():
             return 0, History()
         tensors, meta = load_tensors(self.path, kind=KIND)
-        self._compare(meta["settings"])
-        state = unflatten(tensors, meta["tree"])
+        self._compare(meta.get("settings"))
         try:
-            for name, part in self.parts.items():
-                part.load_state_dict(state["parts"][name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())  # torch's is spread over lines
+            found = self._restored(unflatten(tensors, meta["tree"]), meta)
+        except Exception as error:  # noqa: BLE001 - what does not fit fails in every way
+            reason = " ".join(str(error).split())[:300]  # torch's is spread over lines
             raise ValueError(
                 f"the checkpoint {self.path} is of another model ({reason}). Delete "
                 "it, or give another file"
             ) from error
+        self.saved = found[0]
+        return found
+
+    def _restored(
+        self, state: dict[str, Any], meta: dict[str, Any]
+    ) -> tuple[int, History]:
+        """Put a file's state back; raises what it likes where that does not fit."""
+        step, history = meta["step"], History.from_json(meta["history"])
+        last = self.settings.get("steps", step)
+        if not isinstance(step, int) or not 0 <= step <= last:
+            raise ValueError(f"it ends after {step} of {last} steps")
+        for name, part in self.parts.items():
+            if isinstance(part, Optimizer):
+                _check_optimiser(part, state["parts"][name])
+            part.load_state_dict(state["parts"][name])
+        wrong = [k for k, v in self._numbers() if not bool(v.isfinite().all())]
+        if wrong:
+            raise ValueError(f"{wrong[0]} contains NaN or infinite values")
         # One state for all: processes draw alike, so any number of them can go on.
         draws = state["draws"]
         self.generator.set_state(draws["run"])
         set_random_state(draws["global"], self.accelerator.device)
-        self.saved = meta["step"]
-        return meta["step"], History.from_json(meta["history"])
+        return step, history
+
+    def _numbers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.parts["model"].named_parameters()
 
     def _draws(self) -> dict[str, Any]:
         return {
@@ -258,6 +278,8 @@ class RunState:
             for name in sorted(old.keys() | new.keys())
             if _shown(old, name) != _shown(new, name)
         ]
+        if len(differing) > 8:
+            differing[8:] = [f"and {len(differing) - 8} more"]
         if differing:
             raise ValueError(
                 f"the checkpoint {self.path} was made with other settings: "
@@ -278,4 +300,24 @@ def _leaves(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def _shown(leaves: dict[str, Any], name: str) -> str:
-    return repr(leaves[name]) if name in leaves else "absent"
+    return repr(leaves[name])[:100] if name in leaves else "absent"
+
+
+def _check_optimiser(optimiser: Optimizer, stored: dict[str, Any]) -> None:
+    """Refuse options and states that would only fail in the middle of a step.
+
+    Raises:
+        ValueError: options of other types, or a state of another shape.
+    """
+    fresh = optimiser.state_dict()["param_groups"]
+    for own, group in zip(fresh, stored["param_groups"], strict=True):
+        for name, value in own.items():
+            kinds = (int, float) if type(value) is float else type(value)
+            if name != "initial_lr" and not isinstance(group[name], kinds):
+                raise ValueError(f"{name} of an optimiser is {group[name]!r}")
+    shapes = [p.shape for group in optimiser.param_groups for p in group["params"]]
+    for index, values in stored["state"].items():
+        for name, value in values.items():
+            told = value.shape if isinstance(value, torch.Tensor) else ()
+            if len(told) and isinstance(optimiser, _SHAPED) and told != shapes[index]:
+                raise ValueError(f"{name} of an optimiser has shape {tuple(told)}")

@@ -113,7 +113,8 @@ class Segmenter:
                 )
         if self.cluster_to_class is not None:
             table = torch.as_tensor(self.cluster_to_class, dtype=torch.int64).cpu()
-            if table.shape != (self.n_clusters,) or (table >= len(self.classes)).any():
+            inside = (-1 <= table) & (table < len(self.classes))
+            if table.shape != (self.n_clusters,) or not inside.all():
                 raise ValueError(
                     f"cluster_to_class must name a class 0..{len(self.classes) - 1} "
                     f"(or -1) for each of {self.n_clusters} clusters, got "

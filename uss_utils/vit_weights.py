@@ -43,7 +43,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a readable safetensors file ({error}); it may be cut "
                 "short: fetch it again"
@@ -79,7 +79,7 @@ def _unwrap(content: dict, path: Path) -> dict[str, Tensor]:
             break
     tensors = {}
     for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and isinstance(name, str):
             for prefix in ("module.", "backbone."):
                 name = name.removeprefix(prefix)
             tensors[name] = value
