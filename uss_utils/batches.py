@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uss_utils import ranks
 from uss_utils.environment import generator
 
 
@@ -139,7 +140,11 @@ def ahead(
 
 
 def in_order(
-    read: Callable[[range], Any], n: int, batch_size: int, start: int = 0
+    read: Callable[[range], Any],
+    n: int,
+    batch_size: int,
+    start: int = 0,
+    shared: bool = False,
 ) -> Iterator[tuple[range, Any]]:
     """All items, batch by batch; the next one is read while one is in use.
 
@@ -148,6 +153,7 @@ def in_order(
         n: number of items.
         batch_size: items per batch; the last one may be smaller.
         start: first item.
+        shared: leave out the batches of other processes; each takes every n-th.
 
     Returns:
         Pairs of the items and what ``read`` returned for them.
@@ -158,5 +164,7 @@ def in_order(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     parts = [range(i, min(i + batch_size, n)) for i in range(start, n, batch_size)]
+    if shared:
+        parts = parts[ranks.rank() :: ranks.world_size()]
     with closing(ahead(lambda i: read(parts[i]), 0, len(parts), threads=1)) as coming:
         yield from zip(parts, coming, strict=True)

@@ -58,6 +58,7 @@ EXAMPLES = {
             "train hp --preset camvid-tiny --data-root path/to/CamVid",
             "train stego --seeds 3 -s n_train=100 --out runs/fewer",
             f"train primaps -s base={MODEL}",
+            "train maskcontrast --precision bf16 --accumulate 2",
         ],
         f"Next, other switches: python -m uss_utils evaluate {MODEL} --no-flip",
     ),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from uss_utils import ranks
 from uss_utils.batches import in_order
 from uss_utils.crf import CRFPool, dense_crf_batch
 from uss_utils.datasets.base import SegmentationDataset
@@ -62,6 +63,14 @@ class Counts:
         if self.linear is not None:
             self.linear.update(found["linear"], label)
 
+    def join(self) -> None:
+        """Add the counts of all processes; alone, nothing happens."""
+        self.images = int(ranks.total(torch.tensor(self.images)))
+        self.usage = ranks.total(self.usage)
+        for confusion in (self.cluster, self.linear):
+            if confusion is not None:
+                confusion.all_reduce()
+
     def monitors(self) -> dict[str, Any]:
         """Facts that need no labels: how evenly the clusters are used."""
         share = self.usage.double() / self.usage.sum()
@@ -87,6 +96,11 @@ class Tally:
             Counts(segmenter, labelled, linear) for _ in range(3)
         )
 
+    def join(self) -> None:
+        """Add the counts of all processes; alone, nothing happens."""
+        for counts in (self.all, self.crf, self.plain):
+            counts.join()
+
 
 def count(
     segmenters: Sequence["Segmenter"],
@@ -100,6 +114,8 @@ def count(
     progress: bool = False,
 ) -> list[Tally]:
     """Predict a whole set with models that share one backbone.
+
+    Several processes take every n-th batch each, and all return the sum.
 
     Args:
         segmenters: the models.
@@ -127,7 +143,7 @@ def count(
         bar = tqdm(total=len(dataset), desc=title, unit="img", disable=not progress)
         stack.enter_context(bar)
         pool = stack.enter_context(CRFPool()) if crf_images else None
-        batches = in_order(read, len(dataset), batch_size)
+        batches = in_order(read, len(dataset), batch_size, shared=True)
         for rows, (image, label) in stack.enter_context(closing(batches)):
             image = None if image is None else image.to(device)
             label = label.to(device)
@@ -143,6 +159,8 @@ def count(
                     _add(tally.plain, model, part[0], part[2])
                     _add_sharp(tally.crf, model, *part, protocol, pool)
             bar.update(len(rows))
+    for tally in tallies:
+        tally.join()
     return tallies
 
 

@@ -56,6 +56,7 @@ def run(
         "steps": cfg.steps,
         "batch_size": cfg.batch_size,
         "drop_last": True,
+        "accumulate": cfg.accumulate,
         "precision": cfg.precision,
         "seed": cfg.seed,
         "device": material.device,

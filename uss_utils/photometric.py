@@ -211,13 +211,18 @@ def _blurred(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def photometric_twin(
-    images: Tensor, generator: torch.Generator, *, on_normalised: bool = False
+    images: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    changes: Sequence[Change] | None = None,
+    on_normalised: bool = False,
 ) -> Tensor:
     """Colour jitter (.3, .3, .3, .1), grey (p = .2) and 5 x 5 blur (p = .5).
 
     Args:
         images: ImageNet-normalised, shape (B, 3, H, W).
         generator: CPU generator; every image draws its own changes.
+        changes: from :func:`draw_twins`; None draws them.
         on_normalised: apply them to the normalised values, as the released code does.
             torchvision then clamps these to [0, 1], which cuts a third of them off;
             the intended order is to change colours in [0, 1] and then normalise.
@@ -225,11 +230,22 @@ def photometric_twin(
     Returns:
         Normalised images, same shape.
     """
-    changes = [_draw_twin(generator) for _ in images]
+    if changes is None:
+        changes = draw_twins(len(images), generator)
     if on_normalised:
         return blur(recolour(images, changes), changes, KERNEL)
     rgb = denormalise(images).clamp(0, 1)
     return normalise_rgb(blur(recolour(rgb, changes), changes, KERNEL))
+
+
+def draw_twins(n: int, generator: torch.Generator) -> list[Change]:
+    """What makes photometric twins of n images.
+
+    Args:
+        n: number of images.
+        generator: CPU generator.
+    """
+    return [_draw_twin(generator) for _ in range(n)]
 
 
 def _draw_twin(generator: torch.Generator) -> Change:

@@ -187,6 +187,9 @@ class LearnedRecipe(Recipe):
             papers do; "after" refits both to the finished code (k-means, and a
             converged linear probe), as the zeroth method does.
         precision: "no" (float32), "bf16" or "fp16".
+        accumulate: parts that a batch is computed in, one after the other, where the
+            whole does not fit into memory. Losses that compare the images of a batch
+            compare those of a part then.
     """
 
     steps: Count = 300
@@ -196,8 +199,10 @@ class LearnedRecipe(Recipe):
     cluster_lr: NotNegative = 5e-3
     probes: Literal["alongside", "after"] = "alongside"
     precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulate: int = 1
 
     def of_training(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with: all but where files lie."""
+        """What a checkpoint has to agree with: all that is no matter of the machine."""
         values = self.portable()
-        return {k: v for k, v in values.items() if k not in ("root", "cache")}
+        machine = ("root", "cache", "accumulate")
+        return {k: v for k, v in values.items() if k not in machine}

@@ -1,7 +1,8 @@
 """Training and scoring a method from the command line, with everything kept on disk.
 
 Under one folder: ``checkpoints/`` (a killed training continues), ``models/`` (finished
-segmenters) and ``records/`` (their scores).
+segmenters) and ``records/`` (their scores). Several processes
+(:mod:`uss_utils.launch`) share the work; the first one writes.
 """
 
 import re
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from uss_utils import ranks
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.datasets.transforms import Transform, normalise
 from uss_utils.evaluation import (
@@ -65,10 +67,11 @@ def train(
     """
     val_set = cfg.open("val")
     records = []
-    for done in trainings(method, cfg, seeds, folder, device=device, progress=True):
+    shown = ranks.is_main()
+    for done in trainings(method, cfg, seeds, folder, device=device, progress=shown):
         for path in done.paths:
             print("model:", path)
-        records += score(method, done.cfg, done.models, folder, val_set, progress=True)
+        records += score(method, done.cfg, done.models, folder, val_set, progress=shown)
     return records
 
 
@@ -164,7 +167,7 @@ def save(trained: Iterable[Trained | Segmenter], folder: Path) -> list[Path]:
             name = model.meta.get("name", model.method).removeprefix(model.method)
             word = re.sub(r"\W+", "-", name).strip("-")
             place = model_path(folder, model.method, model.meta["seed"], word)
-            paths.append(model.save(place))
+            paths.append(model.save(place) if ranks.is_main() else place)
     return paths
 
 
@@ -227,8 +230,10 @@ def _write(
     """Write a record, then score objects where the method does, and write it again.
 
     What goes wrong with the objects (too few of them, a memory that is not there) is
-    said and costs nothing else.
+    said and costs nothing else. Of several processes the first one writes.
     """
+    if not ranks.is_main():
+        return
     write_record(record, folder)
     if not hasattr(method, "score_objects"):
         return
@@ -273,10 +278,10 @@ def rescore(
         cfg.open("val"),
         protocol=protocol,
         limit_crf=limit_crf,
-        progress=True,
+        progress=ranks.is_main(),
     )
     _write(record, method, cfg, segmenter, folder)
-    if classifier is not None:
+    if classifier is not None and ranks.is_main():
         record["classifier"] = _classified(cfg, segmenter, classifier, protocol)
         write_record(record, folder)
     return record

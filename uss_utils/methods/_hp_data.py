@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uss_utils import environment
+from uss_utils import environment, ranks
 from uss_utils.learning import Material, plain
 from uss_utils.local_attention import split_weights
 from uss_utils.methods._hp_network import HPModel
-from uss_utils.photometric import photometric_twin
+from uss_utils.photometric import draw_twins, photometric_twin
 from uss_utils.positives import pick_patches
 from uss_utils.sources import FeatureSource
 
@@ -41,7 +41,10 @@ class Views:
         return len(self.source)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """What :meth:`FeatureSource.batch` returns and, for twins, "image"."""
+        """What :meth:`FeatureSource.batch` returns and, for twins, "image".
+
+        Images are those of this process's share, see :meth:`FeatureSource.images`.
+        """
         batch = self.source.batch(indices)
         if self.twins and self.source.where == "images":
             return batch | {"image": batch["input"]}
@@ -80,11 +83,25 @@ def guide(material: Material, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def twin_features(
-    cfg: Settings, material: Material, images: Tensor, draw: torch.Generator
+    cfg: Settings, material: Material, images: Tensor, n: int, draw: torch.Generator
 ) -> Tensor:
-    """Features of the photometric twins of some images."""
-    twins = photometric_twin(images, draw, on_normalised=cfg.jitter_normalised)
+    """Features of the photometric twins of a batch.
+
+    Args:
+        cfg: the method's ``Config``.
+        material: from ``prepare``.
+        images: this process's share of the batch, normalised, (b, 3, H, W).
+        n: images of the whole batch.
+        draw: CPU generator, equal in all processes.
+
+    Returns:
+        Shape (n, C, h, w).
+    """
+    changes = draw_twins(n, draw)[ranks.share(n)]
+    twins = photometric_twin(
+        images, changes=changes, on_normalised=cfg.jitter_normalised
+    )
     backbone = plain(material.backbone).to(images.device)
-    feat = backbone.features(twins).float()
+    feat = ranks.gather_rows(backbone.features(twins).float())
     with torch.autocast(feat.device.type, enabled=False):
         return material.standardise(feat)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uss_utils import ranks
 from uss_utils.coded import Coded
 from uss_utils.datasets.base import Mirrored
 from uss_utils.environment import generator
 from uss_utils.heads import Standardise
 from uss_utils.learning import Material
 from uss_utils.methods._primaps_cache import MaskCache
-from uss_utils.methods._primaps_views import student_view
+from uss_utils.methods._primaps_views import draw_changes, student_view
 from uss_utils.segmenter import Segmenter
 from uss_utils.sources import FeatureSource
 
@@ -111,18 +112,17 @@ class Views:
 
         Returns:
             "input" of the teacher view, "masks" uint8 (B, H, W) with 255 = none,
-            "label" int64 (B, H, W), and "image" (B, 3, H, W) for student views.
+            "label" int64 (B, H, W), and "image" (b, 3, H, W) for student views: this
+            process's share, see :meth:`FeatureSource.images`.
         """
         material, source = self.material, self.material.source
         turned = torch.rand(len(indices), generator=generator) < 0.5
         batch = {"masks": _turn(material.masks.batch(indices), turned)}
         image = None
         if self.students or source.where == "images":
-            image, label = material.dataset.batch(indices)
-            image = _turn(image, turned)
-        else:
-            label = source.labels(indices)
-        batch["label"] = _turn(label, turned)
+            own = ranks.share(len(indices))
+            image = _turn(source.images(indices), turned[own])
+        batch["label"] = _turn(source.labels(indices), turned)
         if self.students:
             batch["image"] = image
         if source.where == "images":
@@ -141,8 +141,19 @@ def _turn(maps: Tensor, turned: Tensor) -> Tensor:
 
 @torch.no_grad()
 def student_x(
-    material: MaskedMaterial, images: Tensor, draw: torch.Generator
+    material: MaskedMaterial, images: Tensor, n: int, draw: torch.Generator
 ) -> Tensor:
-    """What is grouped of the augmented views of some images, (B, C, h, w)."""
+    """What is grouped of the augmented views of a batch.
+
+    Args:
+        material: see :class:`MaskedMaterial`.
+        images: this process's share of the batch, normalised, (b, 3, H, W).
+        n: images of the whole batch.
+        draw: CPU generator, equal in all processes.
+
+    Returns:
+        Shape (n, C, h, w).
+    """
     backbone = material.source.backbone.to(images.device)
-    return material.centred(backbone.features(student_view(images, draw)).float())
+    views = student_view(images, changes=draw_changes(n, draw)[ranks.share(n)])
+    return material.centred(ranks.gather_rows(backbone.features(views).float()))

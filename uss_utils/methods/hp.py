@@ -296,10 +296,13 @@ def train(
         draw = step.generator
         # Counted within an epoch, as released, unless that is too short for it.
         place = step.index % per_epoch if per_epoch > cfg.renew else step.index
-        if place and place % cfg.renew == 0:
+        if place and place % cfg.renew == 0 and step.part == 0:
             model.model.renew(draw)
         feat, weights = guide(material, batch["input"])
-        twin = twin_features(cfg, material, batch["image"], draw) if cfg.alpha else None
+        twin = None
+        if cfg.alpha:
+            n = len(step.indices)
+            twin = twin_features(cfg, material, batch["image"], n, draw)
         lam = lambda_schedule(step.index, step.total, cfg.warmup)
         found = model.step(
             *(feat, weights, batch.get("label"), lam), feat_aug=twin, generator=draw

@@ -260,7 +260,8 @@ def train(
     def losses(model: EMStep, batch: dict[str, Tensor], step: Step) -> dict:
         teacher = student = material.x(batch["input"])
         if cfg.augment:
-            student = student_x(material, batch["image"], step.generator)
+            n = len(step.indices)
+            student = student_x(material, batch["image"], n, step.generator)
         return model.losses(teacher, student, batch["masks"], batch["label"])
 
     def current() -> Segmenter:
