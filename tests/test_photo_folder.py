@@ -89,11 +89,11 @@ def test_turned_pictures_are_set_upright(mixed):
 
 
 def test_anything_pillow_raises_is_a_reason(tmp_path, monkeypatch):
-    def accident(path):
+    def accident(image):
         raise KeyError("deep inside")
 
     few(tmp_path, 1)
-    monkeypatch.setattr("uss_utils.photo_files.read_picture", accident)
+    monkeypatch.setattr("uss_utils.datasets.files.upright_rgb", accident)
     with pytest.raises(ValueError, match=r"none of the 1 files .* p0.png \(cut off or"):
         scan(tmp_path)
 

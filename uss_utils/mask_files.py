@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from uss_utils import mask_making
 from uss_utils.datasets import voc
 from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.datasets.files import opened, reason, stored_values
 from uss_utils.frozen import Frozen
 from uss_utils.map_files import MapFiles
 from uss_utils.mask_making import MaskRecipe
@@ -104,12 +104,12 @@ def decode(path: Path, binary: bool) -> Tensor:
         ValueError: it is damaged, absent, or has several channels.
     """
     try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except (OSError, SyntaxError) as error:
+        with opened(path, "mask") as file:
+            values = np.array(file) if binary else stored_values(file)
+    except OSError as error:
         raise ValueError(
-            f"{path} is no readable mask ({error}); delete it, and make or fetch it "
-            "again"
+            f"{path} is no readable mask ({reason(error.__cause__ or error)}); delete "
+            "it, and make or fetch it again"
         ) from error
     if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
         raise ValueError(

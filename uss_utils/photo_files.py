@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from uss_utils.datasets.files import FileDataset, list_files, read_ids
+from uss_utils.datasets.files import FileDataset, list_files, read_ids, reason
 from uss_utils.datasets.folder import (
     IMAGE_FOLDERS,
     LABEL_FOLDER,
@@ -26,8 +26,6 @@ from uss_utils.pictures import read_picture
 
 IGNORED = 255  # stored id of pixels without label
 LONGEST = 150  # bytes of a name
-# Pillow would start Ghostscript on these.
-_DRAWINGS = ("EPS",)
 
 
 @dataclass(frozen=True)
@@ -187,25 +185,20 @@ def read(path: Path) -> np.ndarray:
     if not path.stat().st_size:
         raise OSError("the file is empty")
     try:
-        with Image.open(path) as file:
-            kind = file.format
-        if kind not in _DRAWINGS:
-            return read_picture(path)
-    # Damaged files make Pillow raise nearly everything; none of it may end the run.
-    except Exception as error:
+        return read_picture(path)
+    except OSError as error:
         raise OSError(_reason(error)) from error
-    raise OSError(f"a drawing ({kind}), no photograph")
 
 
 def _reason(error: Exception) -> str:
     """What went wrong, without the path, which is told already."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    text = printable(str(error)) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         return "no picture, or its beginning is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    text = printable(reason(error))
     # What this package refuses, and pictures that would not fit into memory.
     if type(error) in (ValueError, FileNotFoundError, Image.DecompressionBombError):
         return text

@@ -6,7 +6,8 @@ release has them. Inside the package the regions of an image are numbered from 0
 gaps, and a map has the size of its image behind the data set's transform.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ import numpy as np
 
 from uss_utils import regions
 from uss_utils.datasets.base import SegmentationDataset
-from uss_utils.datasets.files import read_ids
+from uss_utils.datasets.files import read_ids, reason
 from uss_utils.datasets.processes import cores, spread
 from uss_utils.map_files import MapFiles, default_folder, to_be_made, write_map
 
@@ -88,7 +89,7 @@ class RegionFiles(MapFiles):
         self.dataset = dataset
 
     def decode(self, index: int) -> np.ndarray:
-        """Regions of one image from its file, uint8 or uint16 (H, W)."""
+        """Regions of one image from its file, unsigned integers (H, W)."""
         ids = _readable(self.paths[index])
         if self.dataset is not None:
             size = self.dataset.read_size(index)
@@ -104,18 +105,21 @@ class RegionFiles(MapFiles):
 
 
 def _readable(path: Path) -> np.ndarray:
-    """Ids as stored, integers of 8 or 16 bits (H, W)."""
+    """Ids as stored, integers from 0 on (H, W)."""
     try:
-        return read_ids(path)
+        ids = read_ids(path)
+        if ids.min() < 0:
+            raise ValueError(f"it holds {ids.min()}; regions are numbered from 0")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is no readable region map ({error}); delete it, and make or fetch "
-            "it again"
+            f"{path} is no readable region map ({reason(error.__cause__ or error)}); "
+            "delete it, and make or fetch it again"
         ) from error
+    return ids
 
 
 def _compact(ids: np.ndarray) -> np.ndarray:
-    return ids.astype(np.uint8 if ids.max() < 256 else np.uint16)
+    return ids.astype(np.min_scalar_type(int(ids.max())))
 
 
 def make_regions(
@@ -200,7 +204,7 @@ def released(folder: str | Path, dataset: SegmentationDataset) -> RegionFiles:
             "or make regions with region_folder=''"
         )
     names, there = _names(dataset), {}
-    for path in folder.rglob("*.png"):
+    for path in _maps_below(folder):
         other = there.setdefault(path.stem.removesuffix(PHOTOGRAPH), path)
         if other is not path:
             raise ValueError(
@@ -215,6 +219,14 @@ def released(folder: str | Path, dataset: SegmentationDataset) -> RegionFiles:
             "region_folder=''"
         )
     return RegionFiles([there[name] for name in names], names, dataset)
+
+
+def _maps_below(folder: Path) -> Iterator[Path]:
+    """PNG files at any depth; no ``._name.png`` twins, which Macs leave."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            if name.endswith(".png") and not name.startswith("."):
+                yield Path(place, name)
 
 
 def open_regions(

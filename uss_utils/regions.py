@@ -313,6 +313,8 @@ def dense(ids: np.ndarray) -> np.ndarray:
     Returns:
         int64, same shape.
     """
+    if ids.max(initial=0) >= 2**24:  # a count per number up to there is too much
+        return np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
     present = np.bincount(ids.ravel()) > 0
     return (np.cumsum(present) - 1)[ids]
 

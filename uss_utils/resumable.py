@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file
 
 JOURNAL_EVERY = 8  # batches between two entries of the journal
@@ -211,8 +212,8 @@ def claim(folder: Path, options: dict, what: str) -> None:
     path = folder / OPTIONS
     if path.is_file():
         try:
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            stored = read_object(path)
+        except ValueError as error:
             raise ValueError(
                 f"{path} is damaged, so nobody knows what the {what} beside it were "
                 "made from; delete the folder, and they are made again"

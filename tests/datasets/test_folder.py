@@ -291,7 +291,7 @@ def test_check_names_files_whose_header_is_damaged(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     report = datasets.check("folder", tmp_path)
     assert not report.complete
-    assert f"[FAIL] cannot read {tmp_path / name}: " in str(report)
+    assert f"[FAIL] cannot read picture {tmp_path / name}: " in str(report)
 
 
 def test_check_understands_turned_photographs(tmp_path):

@@ -1,8 +1,10 @@
 """Reading photographs and label maps from files, the same way for every file set."""
 
+import codecs
 import hashlib
-import struct
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +18,83 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # No JPEG or WebP: lossy compression invents class ids along every boundary.
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-# What Pillow raises for damaged files, depending on format and on where they end.
-_DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError),
-    Image.DecompressionBombError,
-)
+# Pillow would start Ghostscript on these.
+_DRAWINGS = ("EPS",)
+# Whose words tell a person something; others are accidents inside a decoder.
+_TELLING = (OSError, SyntaxError, ValueError, EOFError, NotImplementedError)
+# What Pillow multiplies the values of grey pictures of fewer than 8 bits with.
+_FEW_BITS = {"L;2": 85, "L;4": 17}
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path) -> str:
+    """A text file that a person, a spreadsheet or a shell has written.
+
+    UTF-8 with or without the mark that Windows puts in front, or UTF-16 with it;
+    what is no text becomes the replacement character.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    coding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
+    return content.decode(coding, errors="replace")
+
+
+def reason(error: BaseException) -> str:
+    """What a decoder complains about, in one line.
+
+    Args:
+        error: whatever it raised; damaged files make decoders raise nearly everything.
+    """
+    told = isinstance(error, (*_TELLING, Image.DecompressionBombError))
+    text = " ".join(str(error).split()) if told else ""
+    return text or f"damaged ({type(error).__name__})"
+
+
+@contextmanager
+def opened(path: str | Path, what: str) -> Iterator[Image.Image]:
+    """A picture file, open; whatever fails inside of the block is the file's fault.
+
+    Args:
+        path: any format Pillow reads.
+        what: the file, for messages: "image", "label".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is no picture, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} file at {path}")
+    try:
+        with Image.open(path) as file:
+            if file.format in _DRAWINGS:
+                raise ValueError(f"a drawing ({file.format}), no photograph")
+            yield file
+    except Exception as error:
+        raise OSError(
+            f"cannot read {what} {path}: {reason(error)}; replace the file or remove it"
+        ) from error
 
 
 def list_files(folder: Path) -> list[Path]:
     """Files of a folder that look like pictures by their suffix, sorted by name.
 
     Hidden files are left out: copies from a Mac carry ``._name.jpg`` twins.
+
+    Raises:
+        OSError: the folder cannot be looked into.
     """
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and not entry.is_dir()
+        ]
+    return sorted(folder / name for name in names)
 
 
 def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
@@ -43,25 +105,18 @@ def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
 
     Args:
         path: any format Pillow reads.
-        upright: apply the camera's orientation tag.
+        upright: apply the camera's orientation tag. Pillow always does for TIFF.
 
     Returns:
         uint8, shape (H, W, 3).
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: the file is no image, or is cut off; no partial image is returned.
+        OSError: the file is no image, or is cut off; no partial image is returned (for
+            formats of :data:`IMAGE_SUFFIXES`: some decoders of others do not notice).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path}")
-    try:
-        with Image.open(path) as file:
-            return upright_rgb(file) if upright else np.array(_to_rgb(file))
-    except _DECODE_ERRORS as error:
-        raise OSError(
-            f"cannot read image {path}: {error}; replace the file or remove it"
-        ) from error
+    with opened(path, "image") as file:
+        return upright_rgb(file) if upright else np.array(_to_rgb(file))
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
@@ -78,17 +133,18 @@ def stored_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
     Args:
         path: any format Pillow reads.
-        upright: apply the camera's orientation tag.
+        upright: apply the camera's orientation tag; see :func:`read_image`.
 
     Raises:
+        FileNotFoundError: there is no such file.
         OSError: the header cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            turned = upright and file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return file.size[::-1] if turned else file.size
-    except _DECODE_ERRORS as error:
-        raise OSError(f"cannot read {path}: {error}") from error
+    with opened(path, "picture") as file:
+        # Of a TIFF Pillow says the upright size.
+        if not upright or file.format == "TIFF":
+            return file.size
+        turned = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return file.size[::-1] if turned else file.size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -121,23 +177,27 @@ def read_ids(path: str | Path) -> np.ndarray:
         OSError: the file cannot be read.
         ValueError: it holds colours instead of ids.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no label file at {path}")
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            ids = np.array(file) if mode in _INTEGER_MODES else None
-    except _DECODE_ERRORS as error:
-        raise OSError(
-            f"cannot read label {path}: {error}; replace the file or remove it"
-        ) from error
+    with opened(path, "label") as file:
+        mode = file.mode
+        ids = stored_values(file) if mode in _INTEGER_MODES else None
     if ids is None:
         raise ValueError(
             f"label {path} is a colour picture (mode {mode}); a label is a "
             "single-channel 8-bit PNG whose pixel values are class ids"
         )
     return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def stored_values(file: Image.Image) -> np.ndarray:
+    """Pixel values of an open file of one channel as they are stored, (H, W).
+
+    Programs that make PNGs smaller store few ids in 2 or 4 bits, grey: Pillow would
+    stretch these to 0..255.
+    """
+    raw = file.tile[0].args if file.tile else None
+    raw = raw[0] if isinstance(raw, tuple | list) and raw else raw
+    values = np.array(file)
+    return values // _FEW_BITS[raw] if raw in _FEW_BITS else values
 
 
 def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
@@ -302,8 +362,9 @@ class FileDataset(SegmentationDataset):
     def _known_ids(self) -> str:
         ignored = np.flatnonzero(self.table == -1)
         used = np.flatnonzero(self.table >= 0)
-        also = f" and {', '.join(map(str, ignored))} (ignored)" if len(ignored) else ""
-        return f"ids {used[0]}..{used[-1]}{also}"
+        also = f"{', '.join(map(str, ignored))} (ignored)" if len(ignored) else ""
+        classes = f"{used[0]}..{used[-1]}" if len(used) else ""
+        return "ids " + " and ".join(filter(None, (classes, also)))
 
     def item_digest(self, index: int) -> bytes:
         """Digest of the files' bytes and of the label table: no decoding."""

@@ -23,9 +23,10 @@ from uss_utils.datasets.files import (
     list_files,
     pair_files,
     read_ids,
+    read_text,
     stored_size,
 )
-from uss_utils.datasets.labels import strict_table, voc_palette
+from uss_utils.datasets.labels import MOST_CLASSES, strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform
 
 IMAGE_FOLDERS = ("imgs", "images")
@@ -127,28 +128,49 @@ def _label_files(layout: Layout) -> list[Path]:
 
 
 def infer_n_classes(layout: Layout, ignore: int = 255) -> int:
-    """One more than the largest id in any label of any split; 1 without labels."""
+    """One more than the largest id in any label of any split; 1 without labels.
+
+    Raises:
+        OSError: a label cannot be read.
+        ValueError: it holds colours, or numbers that are no classes' ids.
+    """
     files = _label_files(layout)
 
     def largest(path: Path) -> int:
         ids = read_ids(path)
         ids = ids[ids != ignore]
-        return int(ids.max()) if ids.size else -1
+        most = int(ids.max()) if ids.size else -1
+        if most >= MOST_CLASSES:
+            raise ValueError(
+                f"label id {most} in {path} is out of range: classes are numbered from "
+                f"0, up to {MOST_CLASSES - 1}"
+            )
+        return most
 
     with ThreadPoolExecutor(FileDataset.threads) as pool:
         return max([0, *pool.map(largest, files)]) + 1
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of classes, one per line; empty lines are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    lines = read_text(path).splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _class_names(
     layout: Layout, classes: int | Sequence[str] | None, ignore: int
 ) -> tuple[str, ...]:
     if classes is None and (layout.root / NAMES_FILE).is_file():
-        lines = (layout.root / NAMES_FILE).read_text(encoding="utf-8").splitlines()
-        classes = [line.strip() for line in lines if line.strip()]
+        classes = read_names(layout.root / NAMES_FILE)
     if classes is None:
         classes = infer_n_classes(layout, ignore)
     if isinstance(classes, int):
-        classes = [f"class {i}" for i in range(classes)]
+        # One more than can be, so that the check of all such numbers refuses it.
+        classes = [f"class {i}" for i in range(min(classes, MOST_CLASSES + 1))]
     if not classes:
         raise ValueError("a data set needs at least one class")
     return tuple(classes)

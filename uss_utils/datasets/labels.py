@@ -14,6 +14,8 @@ from uss_utils.datasets import scenes
 IGNORE = -1
 # In the strict tables of some readers: an id that must not occur. Never in LABEL_MAPS.
 FORBIDDEN = -2
+# Of a set: labels have up to 16 bits. More is a mistake, and would fill the memory.
+MOST_CLASSES = 2**16
 
 # COCO-Stuff: coarse class -> fine ids (= COCO id - 1), inclusive ranges. The twelve
 # classes of things come first, then the fifteen of stuff.
@@ -162,11 +164,21 @@ def strict_table(n_classes: int, ignore: int = 255) -> np.ndarray:
     Returns:
         int64, shape (256,) or longer; :data:`FORBIDDEN` for every other id, so that
         readers can refuse a file instead of dropping pixels in silence.
+
+    Raises:
+        ValueError: a number is negative, or beyond what labels hold.
     """
+    if not 0 <= n_classes <= MOST_CLASSES or not 0 <= ignore < MOST_CLASSES:
+        raise ValueError(
+            f"{n_classes} classes with ignore={ignore}: labels hold ids from 0 to "
+            f"{MOST_CLASSES - 1}, one of which may mean 'ignore'"
+        )
     table = np.full(max(256, n_classes, ignore + 1), FORBIDDEN, dtype=np.int64)
     table[:n_classes] = np.arange(n_classes)
     table[ignore] = IGNORE
-    return table
+    # Readers see by a forbidden entry that ids beyond the table are forbidden, too.
+    full = not (table == FORBIDDEN).any()
+    return np.append(table, FORBIDDEN) if full else table
 
 
 def _frozen(table: np.ndarray) -> np.ndarray:
