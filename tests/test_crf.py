@@ -284,7 +284,7 @@ def test_bad_input_is_explained():
 
 
 def test_bad_parameters_are_explained():
-    with pytest.raises(ValueError, match="iterations is 0, expected positive"):
+    with pytest.raises(ValueError, match="iterations=0 has to lie in"):
         CRFParams(iterations=0)
     with pytest.raises(ValueError, match="bilateral_compat is -1"):
         CRFParams(bilateral_compat=-1)

@@ -293,9 +293,12 @@ def test_protocol_survives_json():
 @pytest.mark.parametrize(
     ("switch", "message"),
     [
-        ({"fit_map_on": "test"}, "fit_map_on='test' is unknown; known: train, eval"),
-        ({"matching": "greedy"}, "matching='greedy'.*known: hungarian, majority"),
-        ({"alpha": 0}, "alpha=0 must be positive"),
+        ({"fit_map_on": "test"}, "fit_map_on='test' does not fit: expected 'train' or"),
+        (
+            {"matching": "greedy"},
+            "matching='greedy' does not fit: expected 'hungarian'",
+        ),
+        ({"alpha": 0}, "alpha=0 has to be above 0"),
     ],
 )
 def test_impossible_protocols(switch, message):

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from queue import SimpleQueue
 from subprocess import PIPE, Popen
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from uss_utils import _crf_worker
 from uss_utils.datasets.processes import cores
 from uss_utils.datasets.transforms import to_uint8
 from uss_utils.paths import repo_root
+from uss_utils.presets import NotNegative, Positive, Range, check_fields
 from uss_utils.probes import upsample
 
 TIMEOUT = 120.0  # seconds without any finished image after which a pool counts as hung
@@ -53,17 +55,15 @@ class CRFParams:
             negative.
     """
 
-    iterations: int = 10
-    gaussian_sxy: float = 1.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 67.0
-    bilateral_srgb: float = 3.0
-    bilateral_compat: float = 4.0
+    iterations: Annotated[int, Range(1, 10_000)] = 10
+    gaussian_sxy: Positive = 1.0
+    gaussian_compat: NotNegative = 3.0
+    bilateral_sxy: Positive = 67.0
+    bilateral_srgb: Positive = 3.0
+    bilateral_compat: NotNegative = 4.0
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            if value < 0 or (value == 0 and not name.endswith("compat")):
-                raise ValueError(f"CRF parameter {name} is {value}, expected positive")
+        check_fields(self)
 
 
 DEFAULT = CRFParams()

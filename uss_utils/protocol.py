@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from uss_utils.crf import CRFParams
 from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.presets import Positive, check_fields
 
 
 @dataclass(frozen=True)
@@ -26,27 +27,17 @@ class EvalProtocol:
     fit_map_on: Literal["train", "eval"] = "train"
     matching: Literal["hungarian", "majority"] = "hungarian"
     flip: bool = True
-    alpha: float = 2.0
+    alpha: Positive = 2.0
     crf: bool = False
     crf_params: CRFParams = field(default_factory=CRFParams)
 
     def __post_init__(self) -> None:
-        """Check the choices.
+        """Check types, choices and ranges.
 
         Raises:
             ValueError: a switch has no such position, or alpha is not positive.
         """
-        for name, known in (
-            ("fit_map_on", ("train", "eval")),
-            ("matching", ("hungarian", "majority")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; known: "
-                    + ", ".join(known)
-                )
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha} must be positive")
+        check_fields(self)
 
     def describe(self, dataset: SegmentationDataset | None = None) -> str:
         """One line for under a table; with a data set, its geometry too.

@@ -58,6 +58,11 @@ def make_tensors(path: Path) -> None:
     save_tensors(path, tensors, {"kind": "probe", "note": ["ä", None, 0.5]})
 
 
+def listed(path: Path) -> str:
+    tensors, meta = load_tensors(path)
+    return f"{sorted((k, v.tolist(), str(v.dtype)) for k, v in tensors.items())}, {meta}"
+
+
 def make_resnet(path: Path) -> None:
     state = DilatedResNet("resnet18", 1).state_dict()
     torch.save({"state_dict": {f"module.encoder_q.{k}": state[k] for k in state}}, path)
@@ -83,7 +88,7 @@ def resumed(path: Path) -> str:
 
 
 FORMATS = {
-    "tensors": Format("a.safetensors", make_tensors, lambda p: str(load_tensors(p)), 1),
+    "tensors": Format("a.safetensors", make_tensors, listed, True),
     "training": Format(
         "run.safetensors", lambda p: linear_run(checkpoint=p), resumed, True
     ),
@@ -446,7 +451,8 @@ def test_files_of_another_format_of_ours(name, taken, good, tmp_path):
     path.write_bytes(good[taken][0])
     with documented(ValueError, path=path):
         FORMATS[name].load(path)
-        assert name == taken or {name, taken} <= {"tensors", "segmenter", "training"}
+        # The plain readers take whatever holds named tensors.
+        assert name in (taken, "tensors", "weights")
 
 
 @pytest.mark.parametrize("name", FORMATS)
