@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +37,12 @@ class Disk:
         self.fail_at, self.lasting, self.kill = fail_at, lasting, kill
         self.count = self.failed = 0
 
-    def ask(self, half: Callable[[], object] | None = None) -> None:
+    def ask(self, half: Callable[[], object] | None = None, path: object = None):
         """One operation is due; it may fail.
 
         Args:
             half: does half of it.
+            path: what the system would name.
 
         Raises:
             OSError: ENOSPC.
@@ -55,7 +57,8 @@ class Disk:
         if self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         self.failed += 1
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        said = (errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(*said, os.fspath(path)) if path is not None else OSError(*said)
 
 
 class _File(io.FileIO):
@@ -70,51 +73,61 @@ class _File(io.FileIO):
         return plain(data)
 
 
+class _Hidden:
+    """Pillow and shutil do not get the number of the file: they would write past us."""
+
+    def fileno(self) -> int:
+        if sys._getframe(1).f_globals.get("__name__") in ("PIL.ImageFile", "shutil"):
+            raise io.UnsupportedOperation("fileno")
+        return super().fileno()
+
+
+class _Writer(_Hidden, io.BufferedWriter):
+    pass
+
+
+class _Random(_Hidden, io.BufferedRandom):
+    pass
+
+
 @contextmanager
 def on(disk: Disk) -> Iterator[Disk]:
     """Let everything that Python writes go to this disk."""
 
-    def opened(file, mode="r", buffering=-1, encoding=None, *args, **options):
+    def opened(file, mode="r", buffering=-1, *args, closefd=True, opener=None, **more):
         if not set(mode) & set("wax+") or isinstance(file, int):
-            return _OPEN(file, mode, buffering, encoding, *args, **options)
+            rest = {"closefd": closefd, "opener": opener, **more}
+            return _OPEN(file, mode, buffering, *args, **rest)
         if not Path(os.fsdecode(file)).exists():
-            disk.ask()
-        raw = _File(file, mode.replace("b", "").replace("t", ""))
+            disk.ask(path=file)
+        raw = _File(file, mode.replace("b", "").replace("t", ""), closefd, opener)
         raw.disk = disk
         if buffering == 0:
             return raw
-        if "+" in mode:
-            buffered = io.BufferedRandom(raw)
-        else:
-            buffered = io.BufferedWriter(raw)
-        if "b" in mode:
-            return buffered
-        return io.TextIOWrapper(buffered, encoding, *args, **options)
+        buffered = (_Random if "+" in mode else _Writer)(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, *args, **more)
 
     def os_open(path, flags, *args, **options):
         if flags & os.O_CREAT:
-            disk.ask()
+            disk.ask(path=path)
         return _OS_OPEN(path, flags, *args, **options)
 
     def asking(name: str):
-        def call(*args, **options):
-            disk.ask()
-            return _REAL[name](*args, **options)
+        def call(first, *args, **options):
+            if name != "mkdir" or not Path(first).exists():
+                disk.ask(path=None if name == "fsync" else first)
+            return _REAL[name](first, *args, **options)
 
         return call
 
     fakes = {name: asking(name) for name in _REAL} | {"open": os_open}
     before = {name: getattr(os, name) for name in fakes}
-    # Where pathlib keeps references of its own, or calls os's.
-    replace = Path.replace
     try:
         for name, fake in fakes.items():
             setattr(os, name, fake)
         builtins.open = io.open = opened
-        Path.replace = lambda own, to: (fakes["replace"](own, to), Path(to))[1]
         yield disk
     finally:
         for name, own in before.items():
             setattr(os, name, own)
         builtins.open = io.open = _OPEN
-        Path.replace = replace
