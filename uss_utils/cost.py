@@ -41,7 +41,7 @@ class Cost:
         facts: what the settings say.
         measured: the short run; None: only the settings were looked at.
         processes: that train together, each with a device of its own.
-        seconds: of the parts named in :data:`PARTS`; empty without a short run.
+        seconds: of the parts named in :data:`PARTS` that were measured.
         step: seconds of one optimiser step; None without one.
         memory: peak of one process in bytes, on its device if that is a GPU; None
             without a short run.
@@ -58,8 +58,11 @@ class Cost:
 
     @property
     def hours(self) -> float | None:
-        """All parts together; None without a short run."""
-        return sum(self.seconds.values()) / 3600 if self.seconds else None
+        """All parts together; None where one was not measured."""
+        wanted = set(PARTS) if self.facts.steps else {"finish", "score"}
+        if wanted - self.seconds.keys():
+            return None
+        return sum(self.seconds.values()) / 3600
 
     @property
     def disk(self) -> int:
@@ -103,7 +106,8 @@ def estimate(
         return Cost(known, None, processes, {}, None, None, known.files)
     found = measure(method, cfg, device=device, seconds=seconds)
     parts, step = _seconds(cfg, known, found, processes)
-    files = tuple(_sized(made, found.passes[-1]) for made in known.files)
+    written = [p for p in found.passes if p.files] or found.passes
+    files = tuple(_sized(made, written[-1]) for made in known.files)
     return Cost(known, found, processes, parts, step, _memory(known, found), files)
 
 
@@ -148,21 +152,20 @@ def _seconds(
     cfg: Recipe, known: Facts, found: Measured, processes: int
 ) -> tuple[dict[str, float], float | None]:
     """Seconds of every part, and of a step."""
-    passes = found.passes[1:] or found.passes
     together = 1 - 1 / processes
 
+    def passes(name: str) -> list[Pass]:
+        every = [part for part in found.passes if name in part.seconds]
+        return every[1:] or every  # the first one is cold
+
     def part(name: str, x: str, whole: int) -> float:
-        every = [p for p in passes if name in p.seconds]
-        if not every:
-            return 0.0
+        every = passes(name)
         spent = line([(_count(known, p, x), p.seconds[name]) for p in every], whole)
         net = line([(_count(known, p, x), p.network[name]) for p in every], whole)
         return max(0.0, spent - together * net)
 
     def step(name: str) -> float:
-        every = [p for p in passes if name in p.seconds]
-        if not every:
-            return 0.0
+        every = passes(name)
         spent = parabola([(p.batch, p.seconds[name]) for p in every], known.batch_size)
         if known.method in SHARED:
             return spent / processes
@@ -170,20 +173,22 @@ def _seconds(
         net = last.network[name] * known.batch_size / last.batch
         return max(0.0, spent - together * net)
 
-    prepare = part("prepare", "items", known.items)
+    parts: dict[str, float] = {}
+    one = None
+    if passes("prepare"):
+        parts["prepare"] = part("prepare", "items", known.items)
     if known.reads_masks:
-        prepare = 0.0  # the masks that stand-ins needed are read, not made
-    objects = known.method in SHARED
-    whole = known.val.number + (known.train.number if objects else 0)
-    one = step("step") if known.steps else None
-    training = (one or 0.0) * known.steps
-    training += step("start") * getattr(cfg, "start_steps", 0)
-    parts = {
-        "prepare": prepare,
-        "train": training,
-        "finish": part("finish", "train", known.train.number),
-        "score": part("score", "scored", whole),
-    }
+        parts["prepare"] = 0.0  # the masks that stand-ins needed are read, not made
+    if passes("step"):
+        one = step("step")
+        parts["train"] = one * known.steps
+    if passes("start"):
+        parts["train"] = parts.get("train", 0.0) + step("start") * cfg.start_steps
+    if passes("finish"):
+        parts["finish"] = part("finish", "train", known.train.number)
+    if passes("score"):
+        objects = known.train.number if known.method in SHARED else 0
+        parts["score"] = part("score", "scored", known.val.number + objects)
     return parts, one
 
 
@@ -195,15 +200,20 @@ def _count(known: Facts, part: Pass, what: str) -> int:
 
 def _memory(known: Facts, found: Measured) -> float | None:
     """Peak at the full batch, and all features that are kept in memory."""
-    last = found.passes[-1]
+    last = _last(found)
     if not last.memory:
         return None
-    rows = [(p.batch, p.memory) for p in found.passes if p.batch < last.batch]
+    rows = [(p.batch, p.memory) for p in found.passes if 0 < p.batch < last.batch]
     slope = (last.memory - rows[-1][1]) / (last.batch - rows[-1][0]) if rows else 0.0
     whole = last.memory + max(0.0, slope) * (known.batch_size - last.batch)
     if known.place == "memory":
         whole += FP32 * prod(known.shape[1:]) * (known.train.number - last.n)
     return whole + found.missing
+
+
+def _last(found: Measured) -> Pass:
+    """The largest pass that came as far as its steps; the first one if none did."""
+    return [p for p in found.passes if p.memory or p is found.passes[0]][-1]
 
 
 def _sized(made: Made, last: Pass) -> Made:
@@ -290,7 +300,7 @@ def _memory_words(cost: Cost) -> Iterable[str]:
     if cost.memory is None:
         yield "not measured"
         return
-    last, known = cost.measured.passes[-1], cost.facts
+    last, known = _last(cost.measured), cost.facts
     how = "measured"
     if last.batch < known.batch_size:
         how += f" with {last.batch} images per step, scaled to {known.batch_size}"
@@ -300,16 +310,20 @@ def _memory_words(cost: Cost) -> Iterable[str]:
 
 
 def _times(cost: Cost) -> Iterable[str]:
-    step = f", {cost.step:.3g} s per step" if cost.step else ""
-    for name, words in PARTS.items():
-        extra = step if name == "train" else ""
-        yield f"{words:14}{time_words(cost.seconds[name])}{extra}"
-    yield f"{'together':14}{time_words(3600 * cost.hours)}, for one seed"
+    wanted = PARTS if cost.facts.steps else {"finish": "training", "score": "scoring"}
+    for name, words in wanted.items():
+        spent = cost.seconds.get(name)
+        text = "not measured" if spent is None else time_words(spent)
+        if name == "train" and cost.step:
+            text += f", {cost.step:.3g} s per step"
+        yield f"{words:14}{text}"
+    if cost.hours is not None:
+        yield f"{'together':14}{time_words(3600 * cost.hours)}, for one seed"
 
 
 def _measured(cost: Cost) -> Iterable[str]:
     found, known = cost.measured, cost.facts
-    last = found.passes[-1]
+    last = _last(found)
     steps = f"{last.steps} steps of {last.batch} images, " if known.steps else ""
     yield (
         f"in {found.seconds:.0f} s: {steps}{last.n} images prepared and named, "

@@ -9,6 +9,8 @@ import importlib
 import io
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+import psutil
 import torch
 
 from uss_utils import backbones, runs
@@ -30,8 +33,10 @@ from uss_utils.segmenter import Segmenter
 
 T = TypeVar("T")
 FIRST = {"n": 4, "n_val": 2, "batch": 2}  # images of the first pass
+SLOW = {"n": 2, "n_val": 1, "batch": 2}  # where the network takes seconds
 PASSES = 30  # images that it sends through a network, about
 SHARES = (0.3, 0.9)  # of the time that is left, for the third and the fourth pass
+PATIENCE = 5.0  # seconds until a process that was asked to end is killed
 GRACE = 20.0  # seconds that a pass may take longer than planned
 
 
@@ -104,44 +109,65 @@ def measure(
     begun = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    job = context.Process(
-        target=_work, args=(there, method.__name__, cfg, device, seconds), daemon=False
-    )
-    job.start()
-    there.close()
-    found = Measured(complaint="it did not finish in time")
-    try:
-        while here.poll(max(0.0, begun + seconds + GRACE - time.perf_counter())):
-            found = here.recv()
-    except EOFError:
-        pass
-    finally:
-        job.kill()
-        job.join()
-        here.close()
+    found = Measured()
+    with tempfile.TemporaryDirectory() as folder:
+        task = (there, method.__name__, cfg, device, seconds, folder)
+        job = context.Process(target=_work, args=task)
+        job.start()
+        there.close()
+        try:
+            while here.poll(max(0.0, begun + seconds + GRACE - time.perf_counter())):
+                found = here.recv()
+            found.complaint = "there was not enough time"
+        except EOFError:  # it is done, or was killed by the system
+            if not found.passes:
+                found.complaint = found.complaint or "its process ended early"
+        finally:
+            _stop(job)
+            here.close()
     found.seconds = time.perf_counter() - begun
-    if not found.passes and found.complaint:
+    if not found.passes or not found.passes[0].seconds:
         raise RuntimeError(
-            f"nothing could be measured within {seconds:g} s: {found.complaint}; give "
-            "more time with --seconds, or look at the facts alone with --seconds 0"
+            f"nothing could be measured within {seconds:g} s: {found.complaint}. Give "
+            "more time with --seconds, or look at the sizes alone with --seconds 0"
         )
     return found
 
 
+def _stop(job: multiprocessing.Process) -> None:
+    """End the process and those that it has started, gently at first."""
+    if job.is_alive():
+        own = psutil.Process(job.pid).children(recursive=True)
+        job.terminate()
+        job.join(PATIENCE)
+        for child in own:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    job.kill()
+    job.join()
+
+
 def _work(
-    pipe: Connection, module: str, cfg: Recipe, device: str, seconds: float
+    pipe: Connection,
+    module: str,
+    cfg: Recipe,
+    device: str,
+    seconds: float,
+    folder: str,
 ) -> None:
     """The process: sends what it has found after every part."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     found = Measured()
     with _aside(), contextlib.suppress(BrokenPipeError):
         try:
             method = importlib.import_module(module)
-            _passes(method, cfg, device, seconds, found, pipe.send)
+            _passes(method, cfg, device, seconds, Path(folder), found, pipe.send)
         except Exception as error:  # noqa: BLE001 - told by the parent
             found.complaint = f"{type(error).__name__}: {error}"
             if os.environ.get("USS_DEBUG"):
                 raise
-        pipe.send(found)
+        finally:
+            pipe.send(found)
 
 
 @contextlib.contextmanager
@@ -161,6 +187,7 @@ def _passes(
     cfg: Recipe,
     device: str,
     seconds: float,
+    folder: Path,
     found: Measured,
     send: Callable[[Measured], None],
 ) -> None:
@@ -169,32 +196,31 @@ def _passes(
     known = facts(method, cfg)
     place = pick_device(device)
     found.per_image, found.cut, found.missing = _network(cfg, known, place, seconds)
+    # Features, masks and regions go there; the data stay where they were found.
+    os.environ["USS_DATA"] = str(folder)
+    runner = _Runner(method, cfg, known, place, found, folder, send)
 
     def left() -> float:
         return seconds - (time.perf_counter() - begun)
 
-    with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
-        small = Pass(
-            min(FIRST["n"], known.train.number, known.items),
-            min(FIRST["n_val"], known.val.number),
-            min(FIRST["batch"], known.batch_size),
-            steps=1,
-        )
-        runner = _Runner(method, cfg, known, place, found, Path(folder))
-        first = _timed(lambda: runner.run(small))
-        send(found)
-        if left() < first:
+    least = SLOW if found.cut else FIRST
+    small = Pass(
+        min(least["n"], known.train.number, known.items),
+        min(least["n_val"], known.val.number),
+        min(least["batch"], known.batch_size),
+        steps=1,
+    )
+    first = _timed(lambda: runner.run(small))
+    if left() < first:
+        return
+    wider = {"n": min(2 * small.n, known.train.number, known.items), "steps": 3}
+    wider |= {"n_val": min(2 * small.n_val, known.val.number)}
+    runner.run(replace(small, **wider, seconds={}, network={}, files={}))
+    for share in SHARES:
+        larger = _larger(cfg, known, found.passes[1:], share * left())
+        if larger is None:
             return
-        wider = {"n": min(2 * small.n, known.train.number, known.items), "steps": 3}
-        wider |= {"n_val": min(2 * small.n_val, known.val.number)}
-        runner.run(replace(small, **wider, seconds={}, network={}, files={}))
-        send(found)
-        for share in SHARES:
-            larger = _larger(cfg, known, found.passes[1:], share * left())
-            if larger is None:
-                return
-            runner.run(larger)
-            send(found)
+        runner.run(larger)
 
 
 def _timed(function: Callable[[], object]) -> float:
@@ -275,20 +301,6 @@ def _finished(x: torch.Tensor, place: torch.device) -> None:
         torch.cuda.synchronize(place)
 
 
-@contextlib.contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
-    """Features, masks and regions go there; the data stay where they were found."""
-    before = os.environ.get("USS_DATA")
-    os.environ["USS_DATA"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["USS_DATA"]
-        else:
-            os.environ["USS_DATA"] = before
-
-
 class _Runner:
     """Runs passes of one method, and adds what a cut network would have taken."""
 
@@ -300,15 +312,18 @@ class _Runner:
         place: torch.device,
         found: Measured,
         folder: Path,
+        send: Callable[[Measured], None],
     ):
         self.method, self.cfg, self.known = method, cfg, known
         self.place, self.found, self.folder = place, found, folder
+        self.send = send
         self.networks = Networks(cfg, found.cut)
         self.network = backbones.untrained(cfg.backbone, device="meta")
 
     def run(self, part: Pass) -> None:
-        """One pass; it is among the found ones once it is complete."""
-        folder = self.folder / str(len(self.found.passes))
+        """One pass, sent on after each of its parts."""
+        self.found.passes.append(part)
+        folder = self.folder / f"run{len(self.found.passes)}"
         cfg = stand_in(self.cfg, self.known, self.networks, part.n, part.n_val)
         changes = {"batch_size": part.batch, "steps": part.steps}
         if not self.known.steps:
@@ -330,8 +345,7 @@ class _Runner:
             lambda: runs.score(self.method, cfg, models, folder, cfg.open("val")),
         )
         part.files = self._sizes(checkpoint, runs.save(models[:1], folder)[0])
-        self.found.random = sorted(self.networks.random)
-        self.found.passes.append(part)
+        self.send(self.found)
 
     def _learned(self, cfg: Recipe, part: Pass, checkpoint: Path) -> list[Segmenter]:
         """All of a training; where it begins and ends its steps is watched."""
@@ -365,7 +379,7 @@ class _Runner:
         part.network["finish"] = (
             in_network - stepping - part.network.get("start", 0.0) * part.steps
         )
-        self._add_rest(part, "start", "step", "finish")
+        self._done(part, "start", "step", "finish")
         return [trained.segmenter, *trained.others.values()]
 
     def _stage(self, part: Pass, name: str, work: Callable[[], T]) -> T:
@@ -373,7 +387,7 @@ class _Runner:
         result = work()
         part.seconds[name] = time.perf_counter() - begun
         part.network[name] = self._network_seconds() - through
-        self._add_rest(part, name)
+        self._done(part, name)
         return result
 
     def _network_seconds(self) -> float:
@@ -394,14 +408,13 @@ class _Runner:
         tokens = height * width / self.network.patch**2
         return tokens * (6 * self.network.dim + tokens)
 
-    def _add_rest(self, part: Pass, *names: str) -> None:
-        """Add what the blocks would have taken that a network was cut by."""
-        if self.found.cut:
-            gone = 1 - KEPT_BLOCKS / self.network.depth
-            for name in names:
-                part.seconds[name] = part.seconds.get(
-                    name, 0.0
-                ) + gone * part.network.get(name, 0.0)
+    def _done(self, part: Pass, *names: str) -> None:
+        """Add what the blocks would have taken that a network was cut by; send all."""
+        gone = 1 - KEPT_BLOCKS / self.network.depth if self.found.cut else 0.0
+        for name in set(names) & part.seconds.keys():
+            part.seconds[name] += gone * part.network[name]
+        self.found.random = sorted(self.networks.random)
+        self.send(self.found)
 
     def _memory(self) -> float:
         if self.place.type == "cuda":
