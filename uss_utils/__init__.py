@@ -12,6 +12,7 @@ Data
       coco, cocostuff, cityscapes, potsdam, voc   the benchmarks
       potsdam_tiles   cutting Potsdam's tiles into patches, split by tile
       sbd             SBD's labels for VOC's split trainaug
+      mat_files       MATLAB's files, checked length by length
       crops           five stored crops per image: writing and reading them
       roots           where a stored set lies; processes: many files over the cores
       labels          label maps, class names, palettes
@@ -19,7 +20,8 @@ Data
       turning         turning and zooming an image with its label
       objects         any set with all but chosen classes as background
       inventory       what of a set is there, what is missing, the next step
-      download        fetching public sets; coco_download, voc_download: these two
+      download        fetching public sets; camvid_download, coco_download,
+                      voc_download: these three
     pictures        any picture of a user as RGB, and the size to work at
     photo_folder *  a folder of photographs segmented, file by file
       photo_files     which of its files can be used, and why the others cannot

@@ -22,7 +22,7 @@ from pygments.lexers import get_lexer_by_name
 import uss_utils
 from uss_utils import notebooks, pages
 from uss_utils.book_style import CSS, THEME
-from uss_utils.paths import repo_root, runs_dir
+from uss_utils.paths import repo_root, runs_dir, temporary_folder
 from uss_utils.publishing import KERNEL, clean_outputs, plain
 
 TITLE = "Unsupervised segmentation"
@@ -101,9 +101,7 @@ def write_book(
         raise ValueError(
             f"{out} exists and is no book: name a new or empty folder with --out"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-book-", dir=out.parent) as folder:
-        work = Path(folder)
+    with temporary_folder(out) as work:
         _stage(work / "source", _chosen(executed))
         found, warnings = _sphinx(work, "html")
         if out.exists():

@@ -47,7 +47,7 @@ def download(
     """
     from uss_utils import datasets
     from uss_utils.datasets.coco_download import download_coco, download_cocostuff
-    from uss_utils.datasets.download import download_camvid
+    from uss_utils.datasets.camvid_download import download_camvid
     from uss_utils.datasets.voc_download import download_voc
 
     by_split = {

@@ -7,6 +7,7 @@ downloads, caches) and ``USS_RUNS`` (what runs write).
 import glob
 import os
 import platform
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -106,6 +107,27 @@ def atomic_file(path: str | Path, *, bulk: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder beside ``path``, in which it is made; removed at the end.
+
+    What a killed process left is removed by the next one that makes the same.
+
+    Args:
+        path: file or folder that is going to be made; missing folders are made.
+
+    Raises:
+        OSError: the folder around it cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent, path.name)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{_mark()}{os.getpid()}-", suffix=f"-{path.name}", dir=path.parent
+    ) as folder:
+        yield Path(folder)
+
+
 def settle() -> None:
     """Wait until what was written in bulk has reached the disk."""
     if hasattr(os, "sync"):
@@ -123,7 +145,7 @@ def _beside(path: Path) -> Path:
 
 
 def clear_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files whose writer on this machine is dead.
+    """Remove temporary files and folders whose writer on this machine is dead.
 
     Args:
         folder: where to look; may be absent.
@@ -133,7 +155,10 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
     for leftover in folder.glob(f"{_mark()}*{of}"):
         writer = leftover.name.removeprefix(_mark()).partition("-")[0]
         if writer.isdecimal() and not _alive(int(writer)):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _mark() -> str:

@@ -5,6 +5,7 @@ is safely on disk and what they belong to. The final name appears in one step, w
 everything is complete.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from io import BytesIO, FileIO
 from math import prod
 from multiprocessing import current_process
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -23,6 +25,8 @@ from uss_utils.paths import atomic_file
 
 JOURNAL_EVERY = 8  # batches between two entries of the journal
 LOCK, OPTIONS = ".lock", "options.json"
+# What a file system answers that has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 HALF = "<f2"  # float16, little-endian
 
@@ -102,7 +106,7 @@ class ArrayWriter:
         with self._opened() as file:
             for count, part in enumerate(parts, start=1):
                 with explained(self.path):
-                    _write_all(file, part.astype(self.dtype, copy=False).tobytes())
+                    write_all(file, part.astype(self.dtype, copy=False).tobytes())
                 self.done += len(part)
                 if count % JOURNAL_EVERY == 0:
                     self._note(file)
@@ -116,7 +120,7 @@ class ArrayWriter:
         with file:
             with explained(self.path):
                 if not self.done:
-                    _write_all(file, npy_header(self.shape, self.dtype))
+                    write_all(file, npy_header(self.shape, self.dtype))
                 file.truncate(self._end(self.done))
                 file.seek(0, os.SEEK_END)
             yield file
@@ -136,8 +140,8 @@ class ArrayWriter:
             self.journal.unlink(missing_ok=True)
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
-    """Unbuffered files may take less than they are given."""
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all of it: unbuffered files may take less than they are given."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
@@ -157,10 +161,16 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One writer per folder at a time; the others wait.
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """One writer per folder, or per name in it, at a time; the others wait.
 
-    The system releases the lock of a killed process, so none is ever left behind.
+    The system releases the lock of a killed process, so none is ever left behind. On
+    a disk that knows no locks (some clusters' are mounted so) nobody waits: every
+    file is then still written whole, but perhaps twice.
+
+    Args:
+        folder: exists.
+        name: of the file that is locked; writers of different names do not wait.
 
     Raises:
         RuntimeError: a script without ``if __name__ == "__main__":`` is being run again
@@ -172,17 +182,12 @@ def locked(folder: Path) -> Iterator[None]:
             "the files are made by several processes, each of which imports your "
             'script first: put what it does under `if __name__ == "__main__":`'
         )
-    path = folder / LOCK
+    path = folder / name
     while True:
         with explained(path):
             file = path.open("ab")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another process is writing in {folder}; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _same_file(path, file):
+            if _lock(file, path) and not _same_file(path, file):
                 continue  # the last owner has removed this one: take the new one
             try:
                 yield
@@ -191,7 +196,22 @@ def locked(folder: Path) -> Iterator[None]:
             return
 
 
-def _same_file(path: Path, file) -> bool:
+def _lock(file: IO, path: Path) -> bool:
+    """Wait for a lock; False where there are none."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is writing in {path.parent}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _same_file(path: Path, file: IO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

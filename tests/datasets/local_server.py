@@ -20,12 +20,16 @@ class Handler(BaseHTTPRequestHandler):
         if body is None or "missing" in self.path:
             self.send_error(404)
             return
-        if start and server.resumes:
-            body = body[int(start.removeprefix("bytes=").rstrip("-")) :]
+        resumed = start and server.resumes
+        if resumed:
+            first, whole = int(start.removeprefix("bytes=").rstrip("-")), len(body)
+            body = body[first:]
             if not body:
                 self.send_error(416)
                 return
-        self.send_response(206 if start and server.resumes else 200)
+        self.send_response(206 if resumed else 200)
+        if resumed:
+            self.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if server.deaths > 0:

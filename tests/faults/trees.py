@@ -28,10 +28,14 @@ def digest(path: Path) -> str:
         text = json.dumps(untimed(meta), sort_keys=True)
         for name in sorted(tensors):
             value = tensors[name].contiguous()
-            bits = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+            bits = hashlib.sha256(
+                value.reshape(-1).view(torch.uint8).numpy()
+            ).hexdigest()
             text += f"{name} {value.dtype} {tuple(value.shape)} {bits}\n"
         return hashlib.sha256(text.encode()).hexdigest()
     content = path.read_bytes()
+    if path.suffix == ".mat":
+        content = content[128:]  # behind the date
     if path.suffix == ".json":
         content = json.dumps(untimed(json.loads(content)), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()

@@ -32,7 +32,14 @@ from uss_utils import (
     region_files,
     runs,
 )
-from uss_utils.datasets import camvid, coco_download, crops, download, sbd
+from uss_utils.datasets import (
+    camvid,
+    camvid_download,
+    coco_download,
+    crops,
+    download,
+    sbd,
+)
 from uss_utils.datasets.cityscapes import Cityscapes
 from uss_utils.datasets.download import REGISTRY, Remote
 from uss_utils.features import FeatureCache
@@ -300,7 +307,7 @@ def _camvid(folder: Path) -> None:
         _replaced(camvid, "SPLITS", counts),
         registered({"/camvid.zip": zipped(names)}, {"camvid": "/camvid.zip"}),
     ):
-        download.download_camvid(folder / "data" / "camvid")
+        camvid_download.download_camvid(folder / "data" / "camvid")
 
 
 def _coco_archive(folder: Path) -> None:
@@ -345,7 +352,7 @@ WRITERS: dict[str, Writer] = {
     "hierarchy": Writer(_hierarchy),
     "notebook": Writer(_publish, _notebook),
     "download": Writer(_fetch),
-    "CamVid": Writer(_camvid),
+    "CamVid": Writer(_camvid, passing=("camvid.zip",)),
     "COCO": Writer(_coco, _coco_archive),
     "trainaug": Writer(_trainaug, _sbd),
 }

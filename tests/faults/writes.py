@@ -10,6 +10,7 @@ final name; and a second run ends like an undisturbed one, with nothing left beh
 """
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -35,13 +36,15 @@ SMALL = 5  # MB that are more than any writer needs
 
 @contextmanager
 def _places(folder: Path) -> Iterator[None]:
-    """Data and runs lie below the folder; nothing is printed."""
+    """Data and runs lie below the folder; nothing is printed, no disk waited for."""
     before = {name: os.environ.get(name) for name in ("USS_DATA", "USS_RUNS")}
     os.environ |= {"USS_DATA": str(folder / "data"), "USS_RUNS": str(folder / "runs")}
+    sync, os.sync = os.sync, lambda: None
     try:
-        with redirect_stdout(None):
+        with redirect_stdout(None), redirect_stderr(io.StringIO()):
             yield
     finally:
+        os.sync = sync
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:

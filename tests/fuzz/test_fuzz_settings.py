@@ -1,8 +1,8 @@
-"""Settings of every kind: refused in one line when made, or a method works with them."""
+"""Settings of every kind: refused in one line, or a method works with them."""
 
 import json
 import math
-import os
+import re
 import warnings
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,14 +11,25 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, reject
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from tests.fuzz.cases import documented, fewer
+from tests.models import grey_model
 from uss_utils import __main__ as command_line
-from uss_utils import course, methods, notebooks, paths, runs
-from uss_utils.photo_folder import check_places
+from uss_utils import (
+    course,
+    environment,
+    methods,
+    photo_training,
+    preparation,
+    pretraining,
+    runs,
+)
+from uss_utils.datasets import camvid_download, coco_download, voc_download
+from uss_utils.methods import kmeans
 
 pytestmark = pytest.mark.fuzz
 
@@ -103,9 +114,17 @@ def test_unknown_presets_and_fields_are_refused(name, value):
         methods.load(name)
 
 
-# -------------------------------------------------------------------- and then they work
+# ------------------------------------------------------------------ and then they work
 
-SMALL = {"n_train": 6, "n_val": 2, "size": 64}
+SMALL = {"n_train": 10, "n_val": 2, "size": 64}
+# Where ranges are given elsewhere: values that this data set knows.
+KNOWN = {
+    "size": st.sampled_from([64, 65, 72, 128, (64, 64), (64, 72), (64, 64, 64)]),
+    "eval_size": st.sampled_from([None, 64, 100, (72, 72)]),
+    "train_split": st.sampled_from(["train", "val", "pretrain", "nowhere"]),
+    "batch_size": st.integers(1, 12),
+    "weights": st.none(),
+}
 FEW = {"kmeans": {"steps": 5, "restarts": 1, "iterations": 3, "tokens": 300}}
 COUNTS = [1, 2, 3, 5, 8, 13, 40, 64, 65]
 FACTORS = [0.0, 1e-30, 1e-3, 0.03, 0.1, 0.2, 0.5, 0.97, 1.0, 2.0, 32.0, 1e4, 1e30]
@@ -141,14 +160,16 @@ def test_settings_that_are_taken_train_a_model(method, data, tmp_path_factory):
     hints = get_type_hints(module.Config)
     names = [n for n in field_names(method) if n not in ("name", "root", *FETCHED)]
     chosen = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
-    changes = {name: data.draw(plausible(hints[name])) for name in chosen}
+    changes = {
+        name: data.draw(KNOWN.get(name) or plausible(hints[name])) for name in chosen
+    }
     base = module.Config.preset("smoke", **SMALL, **FEW.get(method, {}))
     with documented(ValueError, OSError, FloatingPointError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             cfg = replace(base, **changes)
         except ValueError:
-            assume(False)
+            reject()
         cfg = replace(cfg, steps=min(cfg.steps, 3)) if method != "kmeans" else cfg
         if hasattr(module, "prepare"):
             trained = module.train(cfg, module.prepare(cfg)).segmenter
@@ -156,3 +177,140 @@ def test_settings_that_are_taken_train_a_model(method, data, tmp_path_factory):
             trained = module.train(cfg)
         images, _ = cfg.open("val").batch([0])
         assert trained.code(images).isfinite().all()
+
+
+# -------------------------------------------------------------------- the command line
+
+VALUES = st.one_of(
+    st.sampled_from(
+        ["", "0", "-1", "1", "3", "2.5", "nan", "1e999", "9" * 5000, "None", "[]", "x"]
+    ),
+    st.sampled_from(["smoke", "scenes", "camvid-tiny", "train", "eval", "auto", "cpu"]),
+    st.sampled_from(["cuda:99", "meta", "224", "64x96", "0x0", "bilinear", "¹", "\n"]),
+    st.sampled_from(["nowhere", ".", "FILE", "FOLDER", "MODEL", "PICTURES", "NAMES"]),
+    st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8),
+)
+FIELDS = st.sampled_from(
+    ["steps", "n_train", "dim", "lr", "base", "start", "size", "seed", "name", "root"]
+)
+LITERALS = st.one_of(
+    VALUES, st.sampled_from(["(1, 2)", "{}", "{1: 2}", "True", "1j", "'a'", "...", "["])
+)
+PAIRS = st.one_of(
+    VALUES, st.builds("{}={}".format, st.one_of(FIELDS, VALUES), LITERALS)
+)
+METHOD = st.one_of(st.sampled_from([*METHODS]), VALUES)
+# Command -> strategies of its arguments, and its options.
+COMMANDS = {
+    "course": ([VALUES], {"preset", "out", "timeout", "jobs", "parameter"}),
+    "ladder": ([], {"preset", "data-root", "seeds", "weights", "out"}),
+    "train": (
+        [METHOD],
+        {"preset", "data-root", "seeds", "steps", "weights", "set", "device", "out"},
+    ),
+    "evaluate": (
+        [VALUES],
+        {"data-root", "weights", "fit-map-on", "limit-crf", "classifier-epochs"}
+        | {"device", "out"},
+    ),
+    "segment": (
+        [VALUES],
+        {"out", "model", "method", "preset", "clusters", "steps", "set", "seed"}
+        | {"weights", "names", "max-side", "device"},
+    ),
+    "hierarchy": ([VALUES, VALUES], {"out", "max-side", "device"}),
+    "pretrain": (
+        [],
+        {"out", "dataset", "data-root", "images", "image-size", "vicreg-steps", "work"}
+        | {"distil-steps", "batch-size", "precision", "seed", "device"},
+    ),
+    "data check": ([VALUES], {"data-root"}),
+    "data download": ([VALUES], {"data-root", "split"}),
+    "data prepare": (
+        [VALUES],
+        {"data-root", "split", "backbone", "weights", "size", "resample", "k", "device"}
+        | {"processes"},
+    ),
+}
+
+
+@st.composite
+def command_lines(draw, command: str) -> list[str]:
+    """A command with words of any kind."""
+    arguments, options = COMMANDS[command]
+    words = command.split()
+    given = draw(st.lists(st.sampled_from(sorted(options)), max_size=4))
+    if draw(st.booleans()) and "out" in options:
+        given.append("out")
+    for name in given:
+        value = draw(PAIRS if name in ("set", "parameter") else VALUES)
+        words.append(f"--{name}={value}")
+    return [*words, "--", *map(draw, arguments)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """Places that a command line may name."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "empty").mkdir()
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (30, 20), "red").save(folder / "pictures" / "a.png")
+    (folder / "text.txt").write_text("no model, no picture")
+    (folder / "names.json").write_text('{"names": {"0": "sky", "7": 3}}')
+    return {
+        "FILE": str(folder / "text.txt"),
+        "FOLDER": str(folder / "empty"),
+        "PICTURES": str(folder / "pictures"),
+        "NAMES": str(folder / "names.json"),
+        "MODEL": str(grey_model([2, 0, 1]).save(folder / "model.safetensors")),
+    }
+
+
+class Begun(Exception):
+    """What takes long was about to begin: the command line was taken."""
+
+
+@pytest.fixture
+def nothing_long(monkeypatch, tmp_path):
+    """Commands end where training, downloads and notebooks would begin."""
+
+    def begin(*args, **options):
+        raise Begun
+
+    def train(method, cfg, seeds, folder, *, device):
+        environment.pick_device(device)
+        begin(cfg.open("val"), [*seeds])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("USS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(course, "_one_by_one", begin)
+    monkeypatch.setattr(course, "_side_by_side", begin)
+    monkeypatch.setattr(kmeans, "ladder", lambda cfg, **_: begin(cfg.open("val")))
+    monkeypatch.setattr(photo_training, "_train", begin)
+    monkeypatch.setattr(pretraining, "pretrain", begin)
+    monkeypatch.setattr(preparation, "_neighbours", begin)
+    monkeypatch.setattr(camvid_download, "download_camvid", begin)
+    monkeypatch.setattr(coco_download, "download_coco", begin)
+    monkeypatch.setattr(coco_download, "download_cocostuff", begin)
+    monkeypatch.setattr(voc_download, "download_voc", begin)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@given(data=st.data())
+def test_commands_with_words_of_any_kind(command, data, files, nothing_long):
+    words = data.draw(command_lines(command))
+    for name, place in files.items():
+        words = [re.sub(f"^(--.*=)?{name}$", rf"\g<1>{place}", word) for word in words]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = CliRunner().invoke(command_line.app, words)
+    error = result.exception
+    if isinstance(error, SystemExit | Begun | None):
+        return
+    if str(error).startswith("unknown parameter"):
+        return  # several lines: the parameters of every notebook
+    with documented(ValueError, OSError):
+        raise error

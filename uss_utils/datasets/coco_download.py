@@ -214,6 +214,7 @@ def unpack(archive: Path, part: Part, target: Path, progress: bool = True) -> No
     try:
         with zipfile.ZipFile(archive) as file:
             members = [m for m in file.infolist() if _belongs(m, folders, part.suffix)]
+            download.check_growth(members, archive)
             for member in tqdm(
                 members, f"unpacking {part.folder}", disable=not progress
             ):
@@ -242,6 +243,7 @@ def _belongs(member: zipfile.ZipInfo, folders: set[str], suffix: str) -> bool:
         and path.parent.name in folders
         and path.name.endswith(suffix)
         and not path.name.startswith(".")
+        and "\\" not in path.name
     )
 
 

@@ -1,25 +1,26 @@
 """The one door for downloads: addresses, checksums, and files that arrive whole."""
 
-import logging
+import hashlib
 import shutil
-import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import pooch
 import requests
 from tqdm.auto import tqdm
 
 from uss_utils import paths
-from uss_utils.datasets import camvid
+from uss_utils.resumable import explained, locked, write_all
 
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = (10, 60)
 # What a broken connection can cost beyond what is already on disk.
 _CHUNK = 1 << 16
+# Pictures hardly shrink in an archive: what grows more than this is not the set.
+_LARGEST_GROWTH = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Remote:
 
     @property
     def checksum(self) -> str | None:
-        """Known checksum as pooch writes it: kind:digits."""
+        """Known checksum with its kind, as in "md5:0cc1..."."""
         if self.sha256:
             return f"sha256:{self.sha256}"
         return f"md5:{self.md5}" if self.md5 else None
@@ -114,73 +115,13 @@ class DownloadError(OSError):
     """A download failed at every address; nothing half-finished is in use."""
 
 
-class ResumingDownloader:
-    """A downloader for pooch that goes on where a broken connection stopped.
+def fetch(name: str) -> Path:
+    """Path of a registered file; downloads it unless it is in the cache.
 
     The bytes received so far stay in ``<file>.part`` in the cache, also when the
     process is killed; the next attempt asks the server for the rest. Servers that
-    cannot do that (GitHub's archives) send the whole file again.
-
-    Args:
-        part: the partial file.
-        attempts: how often one address is tried.
-    """
-
-    def __init__(self, part: Path, attempts: int = ATTEMPTS):
-        self.part = part
-        self.attempts = attempts
-
-    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
-        """Called by pooch: bring ``url`` to ``output_file``.
-
-        Raises:
-            DownloadError: every attempt failed.
-        """
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, self.attempts + 1):
-            try:
-                self._receive(url)
-                break
-            except (requests.RequestException, EOFError) as error:
-                status = getattr(getattr(error, "response", None), "status_code", 500)
-                # 4xx: the address is wrong, asking again cannot help.
-                if attempt == self.attempts or 400 <= status < 500:
-                    raise DownloadError(str(error)) from error
-                time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
-        shutil.move(self.part, output_file)
-
-    def _receive(self, url: str) -> None:
-        done = self.part.stat().st_size if self.part.exists() else 0
-        # No compression on the way: lengths must be those of the file.
-        headers = {"Accept-Encoding": "identity"}
-        if done:
-            headers["Range"] = f"bytes={done}-"
-        with requests.get(
-            url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
-        ) as response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                # The part is not a beginning of this file.
-                self.part.unlink()
-                raise EOFError("the server cannot continue the partial file")
-            response.raise_for_status()
-            resumed = response.status_code == requests.codes.partial_content
-            done = done if resumed else 0
-            length = response.headers.get("Content-Length")
-            total = done + int(length) if length else None
-            with (
-                self.part.open("ab" if resumed else "wb") as file,
-                tqdm(total=total, initial=done, unit="B", unit_scale=True) as bar,
-            ):
-                for chunk in response.iter_content(_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        received = self.part.stat().st_size
-        if total is not None and received != total:
-            raise EOFError(f"connection closed after {received} of {total} bytes")
-
-
-def fetch(name: str) -> Path:
-    """Path of a registered file; downloads it unless it is in the cache.
+    cannot do that (GitHub's archives) send the whole file again. Of two processes that
+    want the same file the second waits and then takes it.
 
     Args:
         name: key of :data:`REGISTRY`.
@@ -189,31 +130,110 @@ def fetch(name: str) -> Path:
         ValueError: the name is unknown.
         DownloadError: no address worked, or the bytes are not the expected ones; the
             message names the addresses and the manual step.
+        OSError: the file cannot be written; what has been received is kept.
     """
     if name not in REGISTRY:
         raise ValueError(f"unknown download {name!r}; known: {', '.join(REGISTRY)}")
     remote, folder = REGISTRY[name], paths.cache_dir() / "downloads"
-    target = folder / remote.file
-    pooch.get_logger().setLevel(logging.WARNING)
-    reasons = []
-    for url in filter(None, (remote.url, remote.mirror)):
-        try:
-            found = pooch.retrieve(
-                url,
-                known_hash=remote.checksum,
-                fname=remote.file,
-                path=folder,
-                downloader=ResumingDownloader(folder / f"{remote.file}.part"),
-            )
-            return Path(found)
-        except (OSError, ValueError) as error:
-            # ValueError is pooch's word for a wrong checksum.
-            reasons.append(f"{url} ({error})")
+    target, part = folder / remote.file, folder / f"{remote.file}.part"
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, f".{remote.file}.lock"):
+        if target.is_file() and not _mismatch(target, remote):
+            return target
+        reasons = []
+        for url in filter(None, (remote.url, remote.mirror)):
+            try:
+                _download(url, part)
+            except (requests.RequestException, EOFError) as error:
+                reasons.append(f"{url} ({error})")
+                continue
+            wrong = _mismatch(part, remote)
+            with explained(target):
+                part.unlink() if wrong else part.replace(target)
+            if not wrong:
+                return target
+            reasons.append(f"{url} ({wrong})")
     raise DownloadError(
         f"could not download {name}: tried {' and '.join(reasons)}. Check the network "
-        f"(and that {folder} can be written) and run it again, or get the file by hand "
-        f"and save it as {target}"
+        "and run it again, or get the file by hand and save it as "
+        f"{target}"
     )
+
+
+def _mismatch(path: Path, remote: Remote) -> str:
+    """How a file's checksum is not the published one; empty where it is, or none is."""
+    if remote.checksum is None:
+        return ""
+    kind, _, expected = remote.checksum.partition(":")
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    found = digest.hexdigest()
+    return "" if found == expected else f"its {kind} hash is {found}, not {expected}"
+
+
+def _download(url: str, part: Path) -> None:
+    """Bring a file to its partial name, in several attempts.
+
+    Raises:
+        requests.RequestException: the last attempt failed.
+        EOFError: likewise, half-way.
+        OSError: the file cannot be written.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _receive(url, part)
+        except (requests.RequestException, EOFError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            # 4xx: the address is wrong, asking again cannot help.
+            if attempt == ATTEMPTS or 400 <= status < 500:
+                raise
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+
+
+def _receive(url: str, part: Path) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    # No compression on the way: lengths must be those of the file.
+    headers = {"Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    with requests.get(
+        url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS
+    ) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            # The part is not a beginning of this file.
+            part.unlink()
+            raise EOFError("the server cannot continue the partial file")
+        response.raise_for_status()
+        resumed = response.status_code == requests.codes.partial_content
+        if resumed and _begin(response) not in (None, done):
+            part.unlink()
+            raise EOFError("the server continued the partial file at another place")
+        done = done if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with explained(part):
+            file = part.open("ab" if resumed else "wb", buffering=0)
+        with (
+            file,
+            tqdm(total=total, initial=done, unit="B", unit_scale=True) as bar,
+        ):
+            for chunk in response.iter_content(_CHUNK):
+                with explained(part):
+                    write_all(file, chunk)
+                bar.update(len(chunk))
+    received = part.stat().st_size
+    if total is not None and received != total:
+        raise EOFError(f"connection closed after {received} of {total} bytes")
+
+
+def _begin(response: requests.Response) -> int | None:
+    """First byte of a partial answer; None where the server does not say."""
+    said = response.headers.get("Content-Range", "")
+    first = said.removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isdecimal() else None
 
 
 def check_room(what: str, target: Path, archive: float, files: float, hint: str = ""):
@@ -259,93 +279,18 @@ def announce(name: str) -> str:
     )
 
 
-def download_camvid(root: str | Path | None = None) -> Path:
-    """Get CamVid from its public source and unpack it.
+def check_growth(members: Sequence[zipfile.ZipInfo], archive: Path) -> None:
+    """Refuse an archive of photographs that would fill the disk.
 
     Args:
-        root: folder that will hold ``train/`` and so on; None: ``camvid`` under the
-            data folder.
-
-    Returns:
-        That folder.
+        members: what is going to be unpacked; no more comes out than they declare.
+        archive: the file they are in.
 
     Raises:
-        FileExistsError: the folder holds something else or an incomplete set.
-        DownloadError: the archive could not be had or is damaged.
-        OSError: the folder cannot be written, or the disk is full.
+        zipfile.BadZipFile: they are far larger than the archive.
     """
-    target = Path(root).expanduser() if root else paths.data_dir() / "camvid"
-    if target.is_dir() and any(target.iterdir()):
-        if _complete(target):
-            print(f"CamVid is complete at {target}")
-            return target
-        raise FileExistsError(
-            f"{target} is not empty and holds no complete CamVid (found "
-            f"{_counted(target)}); move it away or give another --data-root"
+    declared, packed = sum(m.file_size for m in members), archive.stat().st_size
+    if declared > _LARGEST_GROWTH * packed + 1_000_000:
+        raise zipfile.BadZipFile(
+            f"its {packed / 1e6:.1f} MB would become {declared / 1e6:.0f} MB"
         )
-    print(announce("camvid"))
-    archive = fetch("camvid")
-    try:
-        _install_camvid(archive, target)
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"could not unpack CamVid to {target} ({error.strerror or error}). Free "
-            "some space or give another --data-root, and run the command again: the "
-            "archive is kept until it is unpacked"
-        ) from error
-    # 180 MB that nobody needs twice.
-    archive.unlink()
-    print(f"CamVid: {_counted(target)} in {target}")
-    return target
-
-
-def _install_camvid(archive: Path, target: Path) -> None:
-    """Unpack the archive beside the target, count, and put all in place at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as folder:
-        unpacked = Path(folder) / "CamVid"
-        try:
-            _extract_camvid(archive, unpacked)
-            if not _complete(unpacked):
-                raise zipfile.BadZipFile(f"it holds {_counted(unpacked)}")
-        except (zipfile.BadZipFile, EOFError) as error:
-            archive.unlink()
-            raise DownloadError(
-                f"the archive from {REGISTRY['camvid'].url} is damaged or not the "
-                f"published set: {error}; expected {camvid.SPLITS} frames. It was "
-                "removed; run the command again"
-            ) from error
-        if target.is_dir():
-            target.rmdir()
-        unpacked.rename(target)
-
-
-def _extract_camvid(archive: Path, target: Path) -> None:
-    wanted = {f"{split}{kind}" for split in camvid.SPLITS for kind in ("", "annot")}
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            # <repository>-<branch>/CamVid/<folder>/<name>: only the last two are
-            # used, so no member can leave the target folder.
-            parts = PurePosixPath(member.filename).parts
-            if len(parts) != 4 or parts[1] != "CamVid" or parts[2] not in wanted:
-                continue
-            if member.is_dir() or ".." in parts:
-                continue
-            place = target / parts[2] / parts[3]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with file.open(member) as source, place.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-
-
-def _complete(root: Path) -> bool:
-    counts = camvid.count(root)
-    return all(counts[split] == (n, n) for split, n in camvid.SPLITS.items())
-
-
-def _counted(root: Path) -> str:
-    return ", ".join(
-        f"{split} {images} images and {labels} labels"
-        for split, (images, labels) in camvid.count(root).items()
-    )
