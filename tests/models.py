@@ -2,10 +2,8 @@
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from uss_utils import backbones, fitting, ranks, training
+from uss_utils import backbones
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.transforms import Transform
 from uss_utils.heads import Standardise
@@ -55,21 +53,6 @@ class Boxes(Stripes):
 def boxes(n=8, labelled=True) -> Boxes:
     """Boxes of two classes on a background, 64 pixels a side."""
     return Boxes(n=n, labels=labelled, size=(64, 64), ignore=False)
-
-
-def assert_joined(monkeypatch, train):
-    """Batch norms are joined where other processes are met when the loop begins."""
-    begun = []
-
-    def fit(*args, **options):
-        begun.append(True)
-        return training.fit(*args, **options)
-
-    # torch's layer trains alone on a CPU, too.
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: bool(begun))
-    monkeypatch.setattr(fitting, "fit", fit)
-    norms = [m for m in train().head.modules() if isinstance(m, _BatchNorm)]
-    assert norms and all(isinstance(m, nn.SyncBatchNorm) for m in norms)
 
 
 def weights(model):

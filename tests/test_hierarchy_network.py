@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from uss_utils import backbones, ranks
+from uss_utils import backbones
 from uss_utils.environment import generator
 from uss_utils.grouping import Grouping
 from uss_utils.heads import Chain, Standardise, from_config
@@ -107,18 +107,6 @@ def test_second_stage_starts_from_the_first():
         second.start_from(small(3))
     with pytest.raises(ValueError, match="the head to start from is of another"):
         given().start_from(given(channels=5))
-
-
-def test_batch_norms_of_several_processes(monkeypatch):
-    net = small(1, hierarchy=grouping())
-    names = net.state_dict().keys()
-    net.synchronise_batch_norm()
-    assert not any(isinstance(m, nn.SyncBatchNorm) for m in net.modules())
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: True)
-    net.synchronise_batch_norm()
-    kinds = {type(m) for m in net.modules() if "BatchNorm" in type(m).__name__}
-    assert kinds == {nn.SyncBatchNorm}
-    assert net.state_dict().keys() == names
 
 
 def test_bad_input():

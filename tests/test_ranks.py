@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from uss_utils import ranks
 
@@ -65,14 +64,3 @@ def test_one_process_keeps_its_own():
     x = torch.randn(3, 2)
     assert ranks.world_size() == 1 and ranks.rank() == 0
     assert ranks.gather(x) is x and ranks.gather_rows(x) is x
-
-
-def test_batch_norms_are_synchronised_where_they_can(monkeypatch):
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    ranks.synchronise_batch_norm(network)
-    assert type(network[1]) is nn.BatchNorm2d
-    before = network.state_dict()
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: True)
-    ranks.synchronise_batch_norm(network)
-    assert type(network[1]) is nn.SyncBatchNorm
-    assert network.state_dict().keys() == before.keys()

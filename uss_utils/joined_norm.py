@@ -45,9 +45,13 @@ def _joined(layer: nn.Module) -> nn.Module:
         return JoinedDropout(layer.p).train(layer.training)
     if not isinstance(layer, _BatchNorm) or is_joined(layer):
         return layer
-    if next(layer.parameters()).is_cuda:
+    if _on_gpu(layer):
         return nn.SyncBatchNorm.convert_sync_batchnorm(layer)
     return JoinedNorm.of(layer)
+
+
+def _on_gpu(layer: nn.Module) -> bool:
+    return any(x.is_cuda for x in layer.state_dict().values())
 
 
 class JoinedNorm(_BatchNorm):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models import assert_joined, boxes, weights
+from tests.models import boxes, weights
 from uss_utils import learning
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import hsg, kmeans
@@ -313,9 +313,3 @@ def test_retrieval_takes_any_model():
     cfg = kmeans.Config.preset("smoke", backbone="vit_tiny_random")
     other, images = kmeans.train(cfg, boxes()), boxes()[0]["image"][None]
     assert torch.equal(embedding_of(other)(images), other.code(images))
-
-
-def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
-    cfg = smoke()
-    material = hsg.prepare(cfg, boxes())
-    assert_joined(monkeypatch, lambda: hsg.train(cfg, material).segmenter)

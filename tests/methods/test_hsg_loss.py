@@ -1,7 +1,4 @@
-"""HSG's objective: what each term moves, corner cases, several processes."""
-
-import subprocess
-import sys
+"""HSG's objective: what each term moves, corner cases."""
 
 import pytest
 import torch
@@ -228,79 +225,3 @@ def test_training_on_given_embeddings():
     assert last["modularity_fine"] < first["modularity_fine"] - 0.05
     # All nodes in one group would cost the root of the number of groups.
     assert last["balance_fine"] < 1.3 and last["centroid_fine"] < 0.1
-
-
-# ----------------------------------------------------------------- several processes
-
-WORKER = """
-import sys
-import torch
-from tests.methods import test_hsg_loss as here
-
-rank, meeting, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.distributed.init_process_group(
-    "gloo", init_method="file://" + meeting, rank=rank, world_size=2)
-emb, *rest = here.share(rank)
-terms = here.SMALL(emb, *rest, here.own_levels(rank))
-terms["total"].backward()
-empty, regions, valid, image = here.share(rank)
-valid &= rank == 0  # the second process has no valid pixel
-none = here.SMALL(empty, regions, valid, image, here.grouping())
-none["total"].backward()
-torch.save({"terms": {k: v.detach() for k, v in terms.items()}, "grad": emb.grad,
-            "none": {k: v.detach() for k, v in none.items()},
-            "empty": empty.grad}, out)
-torch.distributed.destroy_process_group()
-"""
-
-
-def share(rank):
-    return batch(seed=20 + rank)
-
-
-def own_levels(rank) -> Levels:
-    """Logits and centroids of a process's two images; equally many nodes."""
-    emb, regions, valid, image = share(rank)
-    m = segment_nodes(segment_views(emb, regions, valid, (2, 2), 3), image).x.shape[2]
-    draw = generator(30 + rank)
-    shapes = [(B, K1, m), (B, K2, K1), (B, C, K1), (B, C, K2)]
-    return Levels(*(torch.randn(s, generator=draw) for s in shapes))
-
-
-def test_two_processes_are_one_with_both_batches(tmp_path):
-    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "m"), str(file)],
-            stderr=subprocess.PIPE,
-        )
-        for rank, file in enumerate(files)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
-    found = [torch.load(file, weights_only=True) for file in files]
-    shares = [share(rank) for rank in range(2)]
-    emb, regions, valid, image = (torch.cat(x) for x in zip(*shares, strict=True))
-    image[2 * B :] += B
-    levels = [own_levels(rank) for rank in range(2)]
-    m = max(x.fine_logits.shape[2] for x in levels)
-    padded = [
-        x._replace(fine_logits=F.pad(x.fine_logits, (0, m - x.fine_logits.shape[2])))
-        for x in levels
-    ]
-    emb = emb.detach().requires_grad_()
-    both = Levels(*(torch.cat(x) for x in zip(*padded, strict=True)))
-    terms = SMALL(emb, regions, valid, image, both)
-    balance = [x for x in TERMS if x.startswith("balance")]
-    for name, term in terms.items():
-        mean = sum(each["terms"][name] for each in found) / 2
-        if name not in (*balance, "total"):  # these depend on the number of slots
-            torch.testing.assert_close(mean, term.detach(), msg=name)
-    # Gradients are summed over processes, and averaged by whoever trains.
-    terms["total"].backward()
-    whole = torch.cat([each["grad"] for each in found]) / 2
-    torch.testing.assert_close(whole, emb.grad, atol=1e-6, rtol=1e-3)
-    none = found[1]
-    assert not none["none"]["region"] and not none["empty"].any()
-    assert found[0]["empty"].isfinite().all() and found[0]["empty"].any()

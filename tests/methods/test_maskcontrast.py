@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.datasets.benchmark_files import make_voc
-from tests.models import Boxes, assert_joined, boxes, weights
+from tests.models import Boxes, boxes, weights
 from uss_utils import learning, runs
 from uss_utils.evaluation import evaluate_together
 from uss_utils.methods import maskcontrast
@@ -213,12 +213,6 @@ def test_views_from_whole_images_of_any_size(tmp_path):
     pairs = maskcontrast.TwoViewDataset(images, masks, 32, scale=cfg.scale)
     batch = pairs.draw(torch.arange(3), torch.Generator().manual_seed(0))
     assert batch["view_q"].shape == (3, 3, 32, 32)
-
-
-def test_batch_norms_are_joined_once_the_processes_are_known(monkeypatch):
-    cfg = smoke()
-    material = maskcontrast.prepare(cfg, boxes())
-    assert_joined(monkeypatch, lambda: maskcontrast.train(cfg, material).segmenter)
 
 
 # ------------------------------------------------------------------- the whole of VOC

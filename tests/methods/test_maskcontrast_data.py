@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import RandomResizedCrop
 
-from uss_utils import datasets, views
+from uss_utils import datasets, ranks, views
 from uss_utils.datasets.transforms import Transform, denormalise
 from uss_utils.environment import generator
 from uss_utils.methods import _maskcontrast_data as data
@@ -99,6 +99,23 @@ def test_draws_follow_the_generator_alone(views_of, monkeypatch):
         assert torch.equal(first[key], again[key])
     assert not torch.equal(first["view_q"], other["view_q"])
     assert torch.equal(state, torch.get_rng_state())
+
+
+@BOTH
+def test_processes_cut_their_shares_of_one_batch(views_of, monkeypatch):
+    pairs = views_of(pictures(), centred(), size=16)
+    indices, draws = torch.tensor([0, 3, 1, 2, 3]), generator(0)
+    whole = pairs.draw(indices, draws)
+    cut = []
+    for own in (slice(0, 3), slice(3, 5)):
+        monkeypatch.setattr(ranks, "share", lambda n, own=own: own)
+        drawn = generator(0)
+        cut.append(pairs.draw(indices, drawn))
+        assert torch.equal(drawn.get_state(), draws.get_state())
+    for name, value in whole.items():
+        parts = [part[name] for part in cut]
+        assert [len(part) for part in parts] == [3, 2]
+        torch.testing.assert_close(torch.cat(parts), value)
 
 
 def test_threads_change_nothing():

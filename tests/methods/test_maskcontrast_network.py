@@ -1,8 +1,6 @@
-"""MaskContrast's step: order, key network, queue, edge cases, several processes."""
+"""MaskContrast's step: order, key network, queue, edge cases."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.methods.test_maskcontrast_loss import plain_loss
-from uss_utils import ranks
 from uss_utils.environment import generator
 from uss_utils.methods import _maskcontrast_network as network
 from uss_utils.methods._maskcontrast_loss import object_prototypes
@@ -122,6 +119,19 @@ def test_key_follows_the_weights_before_the_step_but_not_the_statistics():
         assert slow.grad is None and not slow.requires_grad
     statistics = [m.backbone[1].running_mean for m in (own.query, own.key)]
     assert not torch.allclose(*statistics)
+
+
+def test_the_key_moves_once_where_a_batch_comes_in_parts():
+    own = model()
+    descend(own, sgd(own), *batch(0))  # from then on the two networks differ
+    before = [p.clone() for p in own.key.parameters()]
+    pushed = int(own.queue.pointer)
+    own(*batch(1), move_key=False)
+    pairs = zip(before, own.key.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert own.queue.pointer == (pushed + B) % K
+    own(*batch(1))
+    assert not torch.equal(before[0], next(own.key.parameters()))
 
 
 def test_without_training_nothing_moves_on():
@@ -285,106 +295,3 @@ def test_bad_settings():
         model()(view_q, view_k, mask_q, mask_k[:2])
     with pytest.raises(ValueError, match=r"masks must have shape \(3, H, W\)"):
         model()(view_q, view_k, mask_q[:, None], mask_k)
-
-
-# ----------------------------------------------------------------- several processes
-
-WORKER = """
-import sys
-import torch
-from tests.methods import test_maskcontrast_network as here
-
-rank, meeting, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-norm = sys.argv[4] == "norm"
-torch.distributed.init_process_group(
-    "gloo", init_method="file://" + meeting, rank=rank, world_size=2)
-own = here.model(norm=norm)
-own.synchronise_batch_norm()
-rows = []
-for step in range(here.STEPS):
-    # The draws differ: the first process's permutation counts.
-    rows.append(own(*here.share(step, rank), generator=here.generator(rank + step)))
-torch.save({"rows": rows, "state": own.state_dict()}, out)
-torch.distributed.destroy_process_group()
-"""
-STEPS = 3
-
-
-def share(step, rank):
-    """A process's batch: the second one has images of several objects."""
-    given = batch(10 * step + rank, n=1 + rank)
-    if rank and step:  # an object of the queries that no key view shows
-        given[3][0][given[3][0] == 2] = 0
-    return given
-
-
-def in_two_processes(folder, *options):
-    meeting = str(folder / "meeting")
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), meeting, str(file), *options],
-            stderr=subprocess.PIPE,
-        )
-        for rank, file in enumerate(files)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors.decode()
-    return [torch.load(file, weights_only=True) for file in files]
-
-
-def test_two_processes_without_batch_norm(tmp_path):
-    """Each has its own loss; the queue is that of one process with both batches."""
-    found = in_two_processes(tmp_path, "plain")
-    queues = [each["state"]["queue.negatives"] for each in found]
-    assert torch.equal(*queues)
-    pointers = [int(each["state"]["queue.pointer"]) for each in found]
-    assert pointers[0] == pointers[1]
-    both = model(norm=False)
-    for step in range(STEPS):
-        shares = [share(step, rank) for rank in range(2)]
-        for rank in range(2):
-            alone = copy.deepcopy(both)
-            expected = alone(*shares[rank])
-            for name, value in found[rank]["rows"][step].items():
-                torch.testing.assert_close(value, expected[name].detach())
-        both(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
-    assert both.queue.pointer == pointers[0]
-    torch.testing.assert_close(both.queue.negatives, queues[0])
-
-
-def test_two_processes_shuffle_the_key_views(tmp_path):
-    found = in_two_processes(tmp_path, "norm")
-    queues = [each["state"]["queue.negatives"] for each in found]
-    assert torch.equal(*queues)
-    # What the key's batch norms saw, against what they would have seen unshuffled.
-    own = model()
-    convolution = own.key.backbone[0]
-    views = [torch.stack([share(s, r)[1] for s in range(STEPS)]) for r in range(2)]
-    means = [
-        sum(
-            0.1 * 0.9 ** (STEPS - 1 - step) * convolution(v).mean((0, 2, 3)).detach()
-            for step, v in enumerate(view)
-        )
-        for view in views
-    ]
-    seen = [each["state"]["key.backbone.1.running_mean"] for each in found]
-    assert not torch.allclose(seen[0], means[0], atol=1e-4)
-    torch.testing.assert_close(sum(seen), sum(means), atol=1e-5, rtol=1e-4)
-
-
-def test_synchronised_batch_norm(monkeypatch):
-    own = model()
-    own.synchronise_batch_norm()  # one process: nothing happens
-    before = dict(own.named_parameters())
-    state = own.state_dict()
-    assert isinstance(own.key.backbone[1], nn.BatchNorm2d)
-    monkeypatch.setattr(ranks, "may_synchronise", lambda weight: True)
-    own.synchronise_batch_norm()
-    for each in (own.query, own.key):
-        assert isinstance(each.backbone[1], nn.SyncBatchNorm)
-    after = dict(own.named_parameters())
-    assert all(after[name] is value for name, value in before.items())
-    assert own.state_dict().keys() == state.keys()
-    assert not any(p.requires_grad for p in own.key.parameters())
