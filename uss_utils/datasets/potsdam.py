@@ -15,15 +15,12 @@ lies in ``by_tile/`` in the same layout, with PNG files.
 """
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy.io
 
-from uss_utils.datasets import roots
-from uss_utils.datasets.files import FileDataset
+from uss_utils.datasets import mat_files, roots
+from uss_utils.datasets.files import FileDataset, read_text
 from uss_utils.datasets.labels import CLASS_NAMES, LABEL_MAPS, palette
 from uss_utils.datasets.transforms import Transform
 
@@ -88,30 +85,7 @@ def find_tiles_root(root: str | Path | None = None) -> Path:
 
 def read_list(path: Path) -> list[str]:
     """Names of patches, one per line."""
-    return path.read_text(encoding="utf-8", errors="replace").split()
-
-
-def read_mat(path: Path, key: str) -> np.ndarray:
-    """One array of a MATLAB file (version 7 or older). Nothing is unpickled.
-
-    Raises:
-        OSError: the file is absent or cannot be read.
-        ValueError: it holds no such array.
-    """
-    content = _read(scipy.io.loadmat, path, variable_names=[key])
-    if key not in content or not isinstance(content[key], np.ndarray):
-        held = ", ".join(name for name, *_ in scipy.io.whosmat(path)) or "nothing"
-        raise ValueError(f"{path} holds {held}, but no array named {key!r}")
-    return content[key]
-
-
-def _read(reader: Callable[..., Any], path: Path, **options: Any) -> Any:
-    try:
-        return reader(path, **options)
-    except Exception as error:  # scipy raises whatever a damaged file leads it to
-        raise OSError(
-            f"cannot read {path}: {error}; replace the file or remove it"
-        ) from error
+    return read_text(path).split()
 
 
 class Potsdam(FileDataset):
@@ -178,8 +152,9 @@ class Potsdam(FileDataset):
         """Red, green and blue of a patch, uint8 (200, 200, 3)."""
         if path.suffix != ".mat":
             return super().decode_image(path)
-        image = read_mat(path, "img")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] < 3:
+        image = mat_files.read(path, "img")
+        fits = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] >= 3
+        if not fits or not image.size:
             raise ValueError(
                 f"'img' in {path} is {image.dtype} {image.shape}; expected uint8 "
                 "(200, 200, 4): red, green, blue, infrared"
@@ -190,16 +165,16 @@ class Potsdam(FileDataset):
         """Width and height of a patch."""
         if path.suffix != ".mat":
             return super().decode_size(path)
-        for name, shape, _ in _read(scipy.io.whosmat, path):
-            if name == "img" and len(shape) == 3:
-                return shape[1], shape[0]
+        shape = mat_files.shapes(path).get("img", ())
+        if len(shape) == 3 and shape[2] >= 3:
+            return shape[1], shape[0]
         return self.decode_image(path).shape[1::-1]  # says what is wrong
 
     def decode_ids(self, path: Path) -> np.ndarray:
         """Fine ids of a patch, integers (200, 200)."""
         if path.suffix != ".mat":
             return super().decode_ids(path)
-        ids = read_mat(path, "gt")
+        ids = mat_files.read(path, "gt")
         if ids.dtype.kind not in "iu" or ids.ndim != 2:
             raise ValueError(
                 f"'gt' in {path} is {ids.dtype} {ids.shape}; expected integers "

@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image
 
 from uss_utils import paths
-from uss_utils.datasets import roots, voc
+from uss_utils.datasets import mat_files, roots, voc
 from uss_utils.datasets.labels import CLASS_NAMES
-from uss_utils.datasets.potsdam import read_mat
 from uss_utils.datasets.processes import spread
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.resumable import locked
@@ -185,14 +184,16 @@ def read_label(path: Path) -> np.ndarray:
         OSError: the file cannot be read.
         ValueError: it holds no label, or ids that VOC does not have.
     """
-    content = read_mat(path, "GTcls")
-    fields = content.dtype.names or ()
-    ids = content["Segmentation"].flat[0] if "Segmentation" in fields else None
-    n_classes = len(CLASS_NAMES[voc.MAPS])
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise ValueError(f"{path} holds no GTcls.Segmentation of SBD")
-    if ids.min() < 0 or ids.max() >= n_classes:
+    ids = mat_files.read(path, "GTcls", "Segmentation")
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise ValueError(
-            f"{path} holds id {ids.max()}; SBD's labels have ids 0..{n_classes - 1}"
+            f"'GTcls.Segmentation' in {path} is {ids.dtype} {ids.shape}; expected "
+            "integers (height, width)"
+        )
+    n_classes = len(CLASS_NAMES[voc.MAPS])
+    if ids.min() < 0 or ids.max() >= n_classes:
+        strange = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(
+            f"{path} holds id {strange}; SBD's labels have ids 0..{n_classes - 1}"
         )
     return ids.astype(np.uint8)
