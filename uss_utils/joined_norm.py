@@ -91,7 +91,7 @@ class JoinedNorm(_BatchNorm):
         return rows.to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, count: int, mean: Tensor, variance: Tensor) -> None:
+    def _follow(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics; their variance is the unbiased one."""
         self.num_batches_tracked.add_(1)
         share = self.momentum
@@ -117,25 +117,28 @@ class JoinedDropout(nn.Dropout):
         return x * whole.split(counts)[ranks.rank()]
 
 
-def statistics(x: Tensor) -> tuple[int, Tensor, Tensor]:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a batch norm needs to know of the rows of all processes.
 
     Args:
         x: shape (B, C, ...).
 
     Returns:
-        Values per channel n, their mean and their biased variance, both (C,).
+        Values per channel n (a scalar), their mean and their biased variance (C,).
 
     Raises:
         ValueError: there is a single value per channel.
     """
-    count = sum(ranks.counts(x.numel() // x.shape[1], x.device))
+    # The number travels with the sums: each exchange costs more than what it carries.
+    own = torch.cat([_sums(x), x.new_tensor([x.numel() // x.shape[1]])])
+    found = ranks.total(own)
+    count = found[-1]
     if count == 1:
         raise ValueError(
             "a batch norm cannot be trained on a single value per channel, got "
             f"{tuple(x.shape)} in all processes together; use a larger batch"
         )
-    mean = ranks.total(_sums(x)) / count
+    mean = found[:-1] / count
     # In two passes: a mean of squares less a squared mean would lose its digits.
     variance = ranks.total(_sums((x - _wide(mean, x)).square())) / count
     return count, mean, variance
@@ -159,7 +162,7 @@ class _Standardise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, mean: Tensor, scale: Tensor, count: int) -> Tensor:
+    def forward(ctx, x: Tensor, mean: Tensor, scale: Tensor, count: Tensor) -> Tensor:
         z = (x - _wide(mean, x)) * _wide(scale, x)
         ctx.save_for_backward(z, scale)
         ctx.count = count

@@ -302,6 +302,7 @@ def baseline(cfg: Config, material: Material) -> Trained:
         material: from :func:`prepare`.
     """
     net = build(cfg, material)
+    net.synchronise_batch_norm()
     return untrained(
         *("hsg", cfg, material, material.pairs, HSGHead(net)),
         lambda batch: net(seen(cfg, material, batch["views"])),

@@ -276,6 +276,7 @@ def baseline(cfg: Config, material: Material) -> Trained:
         material: from :func:`prepare`.
     """
     model = build(cfg, material)
+    model.synchronise_batch_norm()
     return untrained(
         *("maskcontrast", cfg, material, material.pairs, EmbedderHead(model.query)),
         lambda batch: model.query.features(seen(cfg, material, batch)[0]),
