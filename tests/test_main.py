@@ -123,7 +123,9 @@ def test_pretrain_writes_weights_and_a_card_that_names_no_folder(run, tmp_path):
 def test_unknown_precision_stops_before_any_image_is_made(run, tmp_path):
     words = ["--out", tmp_path / "a.safetensors", "--precision", "half"]
     status, _ = run("pretrain", *words)
-    assert status == "error: unknown precision 'half', known are: bf16, fp16, no"
+    assert status == (
+        "error: precision='half' does not fit: expected 'bf16' or 'fp16' or 'no'"
+    )
 
 
 def test_commands_leave_waiting_threads_no_core(monkeypatch):

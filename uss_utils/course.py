@@ -113,6 +113,9 @@ def run(
         ValueError: a parameter that none of the notebooks knows.
         KeyboardInterrupt: passed on after finished results are written.
     """
+    for name, number in (("jobs", jobs), ("timeout", timeout)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} has to be at least 1, got {number}")
     paths = find(notebooks)
     given = (
         {"PRESET": preset} if any("PRESET" in parameters_of(p) for p in paths) else {}

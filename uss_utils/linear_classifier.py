@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ from uss_utils.datasets.labels import IGNORE
 from uss_utils.datasets.turning import random_turn
 from uss_utils.environment import generator, pick_device
 from uss_utils.metrics import Confusion
+from uss_utils.presets import (
+    Count,
+    LessThanAll,
+    NotNegative,
+    Range,
+    Whole,
+    check_fields,
+)
 from uss_utils.probes import (
     LinearProbe,
     linear_prediction_upsampled,
@@ -59,17 +67,25 @@ class ClassifierRecipe:
         seed: of weights, order and augmentation.
     """
 
-    epochs: int = 60
-    batch_size: int = 16
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    milestones: tuple[int, ...] = (25,)
-    decay: float = 0.1
-    std: float = 0.01
+    epochs: Count = 60
+    batch_size: Count = 16
+    lr: NotNegative = 0.1
+    momentum: LessThanAll = 0.9
+    weight_decay: NotNegative = 1e-4
+    milestones: tuple[Whole, ...] = (25,)
+    decay: NotNegative = 0.1
+    std: NotNegative = 0.01
     augment: bool = True
-    fill_label: int = IGNORE
-    seed: int = 0
+    fill_label: Annotated[int, Range(IGNORE)] = IGNORE
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ValueError: a field does not fit.
+        """
+        check_fields(self)
 
     def probe(self, dim: int, n_classes: int) -> LinearProbe:
         """The classifier before training, for features of ``dim`` channels."""

@@ -18,6 +18,7 @@ No label enters either stage.
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,18 @@ from torch import Tensor, nn
 
 from uss_utils.backbones import tiny_vit
 from uss_utils.environment import pick_device, seed_all
-from uss_utils.presets import unknown
+from uss_utils.presets import (
+    Channels,
+    Count,
+    LessThanAll,
+    NotNegative,
+    Pixels,
+    Positive,
+    Range,
+    Share,
+    Whole,
+    check_fields,
+)
 from uss_utils.training import EMA, History, Step, cosine_ramp, cosine_schedule, fit
 from uss_utils.unlabelled import SCENE_KINDS as SCENE_KINDS
 from uss_utils.unlabelled import Unlabelled, gather
@@ -38,40 +50,39 @@ class Config:
     """Settings of one pretraining run; the defaults made the shipped weights."""
 
     datasets: tuple[str, ...] = ("scenes", "scenes-aerial")
-    images: int = 5000  # per data set, at most
-    image_size: tuple[int, int] | None = None  # photographs are resized to it
-    window: int = 128  # both views are cut from one window of this side, in pixels
-    view: int = 96  # side of a view, in pixels
-    scale: tuple[float, float] = (0.4, 1.0)  # share of the window's area a view covers
-    batch_size: int = 24
-    vicreg_steps: int = 2400
-    vicreg_lr: float = 1e-3
-    distil_steps: int = 800
-    distil_lr: float = 5e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.05  # share of a stage's steps
-    clip_norm: float = 3.0
-    expander: int = 512
-    pairs: int = 3000  # patch pairs per step at most
-    vicreg_mask: float = 0.10  # share of patches hidden from the network
-    jitter: float = 0.04  # shift of the matched point, in half view sides
-    prototypes: int = 64
-    distil_mask: float = 0.15
-    teacher_temperature: float = 0.04
-    student_temperature: float = 0.1
-    teacher_momentum: float = 0.996  # rises to 1 along a half cosine
-    precision: str = "bf16"  # "no": float32
-    seed: int = 0
+    images: Count = 5000  # per data set, at most
+    # photographs are resized to it
+    image_size: tuple[Pixels, Pixels] | None = None
+    window: Pixels = 128  # both views are cut from one window of this side, in pixels
+    view: Pixels = 96  # side of a view, in pixels
+    scale: tuple[Share, Share] = (0.4, 1.0)  # share of the window's area a view covers
+    batch_size: Count = 24
+    vicreg_steps: Whole = 2400
+    vicreg_lr: NotNegative = 1e-3
+    distil_steps: Whole = 800
+    distil_lr: NotNegative = 5e-4
+    weight_decay: NotNegative = 0.05
+    warmup: Share = 0.05  # share of a stage's steps
+    clip_norm: Positive = 3.0
+    expander: Channels = 512
+    pairs: Count = 3000  # patch pairs per step at most
+    vicreg_mask: LessThanAll = 0.10  # share of patches hidden from the network
+    jitter: NotNegative = 0.04  # shift of the matched point, in half view sides
+    prototypes: Channels = 64
+    distil_mask: LessThanAll = 0.15
+    teacher_temperature: Positive = 0.04
+    student_temperature: Positive = 0.1
+    teacher_momentum: Share = 0.996  # rises to 1 along a half cosine
+    precision: Literal["bf16", "fp16", "no"] = "bf16"  # "no": float32
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown precision before any image is made.
+        """Check types, choices and ranges before any image is made.
 
         Raises:
-            ValueError: it is not one of "bf16", "fp16" and "no".
+            ValueError: a field does not fit.
         """
-        known = ("bf16", "fp16", "no")
-        if self.precision not in known:
-            raise ValueError(unknown("precision", self.precision, known))
+        check_fields(self)
 
 
 # ------------------------------------------------------------------------- network

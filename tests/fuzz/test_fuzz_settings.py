@@ -27,6 +27,7 @@ from uss_utils import (
     preparation,
     pretraining,
     runs,
+    unlabelled,
 )
 from uss_utils.datasets import camvid_download, coco_download, voc_download
 from uss_utils.methods import kmeans
@@ -161,7 +162,7 @@ def test_settings_that_are_taken_train_a_model(method, data, tmp_path_factory):
     names = [n for n in field_names(method) if n not in ("name", "root", *FETCHED)]
     chosen = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
     changes = {
-        name: data.draw(KNOWN.get(name) or plausible(hints[name])) for name in chosen
+        name: data.draw(KNOWN.get(name, plausible(hints[name]))) for name in chosen
     }
     base = module.Config.preset("smoke", **SMALL, **FEW.get(method, {}))
     with documented(ValueError, OSError, FloatingPointError), warnings.catch_warnings():
@@ -291,6 +292,7 @@ def nothing_long(monkeypatch, tmp_path):
     monkeypatch.setattr(kmeans, "ladder", lambda cfg, **_: begin(cfg.open("val")))
     monkeypatch.setattr(photo_training, "_train", begin)
     monkeypatch.setattr(pretraining, "pretrain", begin)
+    monkeypatch.setattr(unlabelled, "_renders", lambda *_: [])
     monkeypatch.setattr(preparation, "_neighbours", begin)
     monkeypatch.setattr(camvid_download, "download_camvid", begin)
     monkeypatch.setattr(coco_download, "download_coco", begin)

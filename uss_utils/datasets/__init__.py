@@ -133,6 +133,10 @@ def _open_scenes(kind: str) -> Callable[..., SegmentationDataset]:
     def loader(split, root, size, limit, transform, seed=0) -> SegmentationDataset:
         n = SCENES_SPLITS[split] if limit is None else limit
         size = SCENES_SIZE if size is None else size
+        if isinstance(size, tuple | list):
+            if len(set(size)) != 1:
+                raise ValueError(f"generated scenes are square, got size {size}")
+            size = size[0]
         return Scenes(kind, split, n, size=size, seed=seed, transform=transform)
 
     return loader
