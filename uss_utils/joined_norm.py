@@ -31,7 +31,9 @@ def join(*networks: nn.Module) -> None:
     for network in networks:
         for parent in list(network.modules()):
             for name, layer in list(parent.named_children()):
-                setattr(parent, name, _joined(layer))
+                joined = _joined(layer)
+                if joined is not layer:
+                    setattr(parent, name, joined)
 
 
 def is_joined(network: nn.Module) -> bool:

@@ -12,7 +12,7 @@ which takes a small part of a step, so that the terms are those of one process. 
 released code means over each process's pixels and nodes, and averages the means.
 
 Where a batch is computed in parts, segments and centroids are compared within a part,
-and an image's slots are as many as its part needs.
+an image has as many slots as its part needs, and batch norms see a part.
 """
 
 from dataclasses import dataclass

@@ -98,7 +98,8 @@ class MaskContrast(nn.Module):
 
         Where a batch is computed in parts, the key network has to move once, with the
         first. Pixels are then compared with the prototypes of their own part and with
-        the queue, to which the parts before have been added.
+        the queue, to which the parts before have been added; weights, shares and batch
+        norms are those of a part, too.
 
         Args:
             view_q: what the query network takes, shape (B, 3, H, W).
