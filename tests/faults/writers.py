@@ -235,11 +235,13 @@ def _served(files: dict[str, bytes]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.deaths, server.resumes = files, 0, True
         server.requests = []
-        thread = threading.Thread(target=server.serve_forever, args=(0.005,))
+        thread = threading.Thread(target=server.serve_forever, args=(0.002,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
