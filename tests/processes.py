@@ -42,12 +42,10 @@ def run_together(n, *command, timeout=240, threads=1, **env):
         )
         children.append(child)
     try:
-        outputs = []
-        for child in children:
-            output, errors = child.communicate(timeout=timeout)
-            assert child.returncode == 0, errors
-            outputs.append(output)
-        return outputs
+        found = [child.communicate(timeout=timeout) for child in children]
+        errors = [errors for _, errors in found]
+        assert not any(child.returncode for child in children), "\n".join(errors)
+        return [output for output, _ in found]
     finally:
         for child in children:
             child.kill()

@@ -1,6 +1,6 @@
 """Dense features of many images: one loop for memory and for the disk cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import torch
@@ -106,12 +106,21 @@ def _reader(
     images: Tensor | SegmentationDataset, shared: bool
 ) -> Callable[[range], Tensor]:
     def read(rows: range) -> Tensor:
-        own = rows[ranks.share(len(rows))] if shared else rows
         if isinstance(images, Tensor):
+            own = rows[ranks.share(len(rows))] if shared else rows
             return images[own.start : own.stop]
-        return images.batch(own)[0]
+        return own_images(images, rows) if shared else images.batch(rows)[0]
 
     return read
+
+
+def own_images(dataset: SegmentationDataset, indices: Sequence[int]) -> Tensor:
+    """Normalised images of this process's share of some items, (b, 3, H, W)."""
+    own = indices[ranks.share(len(indices))]
+    if len(own):
+        return dataset.batch(own)[0]
+    # Fewer images than processes: none, but of the right size.
+    return dataset.batch(indices[:1])[0][:0]
 
 
 def _check_finite(feat: Tensor, rows: range, name: str) -> None:

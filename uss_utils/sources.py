@@ -15,7 +15,7 @@ from torch import Tensor
 from uss_utils import ranks
 from uss_utils.batches import in_order
 from uss_utils.datasets.base import SegmentationDataset
-from uss_utils.extraction import extract, feature_batches
+from uss_utils.extraction import extract, feature_batches, own_images
 from uss_utils.feature_cache import FeatureCache
 from uss_utils.frozen import Frozen
 from uss_utils.paths import cache_dir
@@ -156,8 +156,7 @@ class FeatureSource:
 
     def images(self, indices: Iterable[int]) -> Tensor:
         """Normalised images of this process's share of some items, (b, 3, H, W)."""
-        indices = torch.as_tensor(list(map(int, indices)))
-        return self.dataset.batch(indices[ranks.share(len(indices))])[0]
+        return own_images(self.dataset, list(map(int, indices)))
 
     def batches(self, batch_size: int = 32) -> Iterator[tuple[range, Tensor]]:
         """All features in order: (rows, float32 (B, C, h, w) on the CPU)."""
