@@ -158,7 +158,7 @@ def test_precisions_set_both_switches_and_put_them_back():
 
 
 @pytest.mark.parametrize("capacity", [1, 5, 16, 23, 100])
-def test_the_largest_batch_is_found_to_a_sixteenth(capacity):
+def test_the_largest_batch_is_found_to_an_eighth(capacity):
     tried = []
 
     def fits(batch):
@@ -166,7 +166,7 @@ def test_the_largest_batch_is_found_to_a_sixteenth(capacity):
         return batch <= capacity
 
     found, ends = steps.largest_batch(fits, 1, 4096)
-    assert ends and found <= capacity < found + max(1, found // 16) + 1
+    assert ends and found <= capacity < found + max(1, found // 8) + 1
     assert len(tried) == len(set(tried)) < 20
 
 

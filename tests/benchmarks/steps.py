@@ -349,7 +349,7 @@ def top_kernels(
 def largest_batch(
     fits: Callable[[int], bool | None], start: int, most: int
 ) -> tuple[int, bool]:
-    """The largest batch that fits, to a sixteenth: doubled, then bisected.
+    """The largest batch that fits, to an eighth: doubled, then bisected.
 
     Args:
         fits: says whether a batch fits; None: it does, but larger ones take too long.
@@ -370,7 +370,7 @@ def largest_batch(
             return low, False
         if high is None:
             batch = min(2 * low, most)
-        elif high - low <= max(1, low // 16):
+        elif high - low <= max(1, low // 8):
             batch = 0
         else:
             batch = (low + high) // 2
