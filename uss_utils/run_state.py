@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from uss_utils.checkpoints import flatten, load_tensors, save_tensors, unflatten
 from uss_utils.environment import pick_device, seed_all, slow_bf16
 from uss_utils.history import History
+from uss_utils.resumable import explained, locked
 from uss_utils.schedules import EMA
 
 KIND = "training checkpoint"
@@ -199,6 +200,25 @@ class RunState:
             self.parts["scaler"] = accelerator.scaler
         self.generator = generator
         self.saved: int | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The checkpoint is this run's alone; another run into it waits for the end.
+
+        It then finds the work done, instead of doing it twice or, when it lags behind,
+        putting an older state in the place of a newer one.
+
+        Raises:
+            OSError: nothing can be written beside the checkpoint.
+        """
+        mine = self.path is not None and self.accelerator.is_main_process
+        if mine:
+            with explained(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{self.path.name}.lock" if mine else ""
+        with locked(self.path.parent, name) if mine else nullcontext():
+            self.accelerator.wait_for_everyone()
+            yield
 
     def save(self, done: int, history: History) -> None:
         """Write the checkpoint after ``done`` steps (first process only)."""

@@ -121,7 +121,7 @@ def fit(
         drop_last: leave out each epoch's incomplete last batch.
         prefetch: threads that fetch coming batches meanwhile; changes no result.
         checkpoint: file to write at the start, at times and at the end. If it exists,
-            the run continues from there.
+            the run continues from there. A second run into it waits for the first.
         checkpoint_every: steps between two checkpoints; None means a tenth of the run.
         log_every: steps between two rows; None means about 200 rows in all.
         progress: "bar", "lines" (one per 10 %), True (whichever fits) or None.
@@ -197,6 +197,7 @@ def fit(
             own_random_state(mix_seed(seed, 2, 0), accelerator.device),
             _training_mode(model),
             closing(update),
+            state.alone(),
         ):
             start, history = state.resume()
             state.save(start, history)

@@ -102,7 +102,7 @@ def check_disk(name: str, folder: Path, *, sizes: int = 12) -> int:
     The folder is the mount point of a small file system.
     """
     writer, expected = WRITERS[name], undisturbed(name, folder / "whole")
-    used = sum(f.stat().st_size for f in (folder / "whole").rglob("*") if f.is_file())
+    used = sum(f.stat().st_blocks * 512 for f in (folder / "whole").rglob("*"))
     shutil.rmtree(folder / "whole")
     failures = 0
     for k in range(sizes):
