@@ -183,8 +183,15 @@ def test_listing_measures_nothing(capsys):
     listed = capsys.readouterr().out.splitlines()
     assert "fake: fast, 10 numbers" in listed
     assert not any("endless" in line for line in listed)
-    __main__.main(["--list", "--all", "--only", "fake: endless"], FAKE)
-    assert capsys.readouterr().out.splitlines() == ["fake: endless, one"]
+
+
+def test_what_takes_minutes_is_left_out_unless_it_is_named():
+    def names(*arguments):
+        return [case.name for _, _, _, case in running.selected(FAKE, *arguments)]
+
+    assert "endless" not in names() and "endless" not in names(["fake"])
+    assert "endless" in names([], True) and "endless" in names(["fake"], True)
+    assert names(["fake: endless"]) == ["endless"]
 
 
 def test_two_cases_of_one_name_are_refused(monkeypatch):

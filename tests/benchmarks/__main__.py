@@ -99,7 +99,7 @@ def _kept(asked: argparse.Namespace) -> dict | None:
 
 def alone(group: str) -> int:
     """What the module of a group does when it is run by itself."""
-    return main(["--only", group, "--all", *sys.argv[1:]])
+    return main(["--only", group, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def selected(
     Args:
         modules: by group.
         only: names of groups, or parts of "group: name"; empty: all.
-        slow: with those that take minutes.
+        slow: with those that take minutes; one that is named is taken anyway.
 
     Raises:
         ValueError: nothing has such a name.
@@ -66,9 +66,9 @@ def selected(
             raise ValueError(
                 f"no benchmark is called {word!r}; groups: {', '.join(modules)}"
             )
-    if only:
-        return [f for f in found if any(_named(word, f[0], f[3]) for word in only)]
-    return [f for f in found if slow or not f[3].slow]
+    named = [f for f in found if any(_named(word, f[0], f[3]) for word in only)]
+    taken = [f for f in (named if only else found) if slow or not f[3].slow]
+    return taken or named
 
 
 def _named(word: str, group: str, case: Case) -> bool:
