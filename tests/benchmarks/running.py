@@ -66,9 +66,14 @@ def selected(
             raise ValueError(
                 f"no benchmark is called {word!r}; groups: {', '.join(modules)}"
             )
-    named = [f for f in found if any(_named(word, f[0], f[3]) for word in only)]
-    taken = [f for f in (named if only else found) if slow or not f[3].slow]
-    return taken or named
+    return [f for f in found if _wanted(f[0], f[3], only, slow)]
+
+
+def _wanted(group: str, case: Case, only: Sequence[str], slow: bool) -> bool:
+    words = [word for word in only if _named(word, group, case)]
+    if only and not words:
+        return False
+    return slow or not case.slow or any(word != group for word in words)
 
 
 def _named(word: str, group: str, case: Case) -> bool:
