@@ -151,7 +151,7 @@ def test_unreadable_records_are_named(tmp_path, base):
     with pytest.raises(ValueError, match="not a record of an evaluation: backbone, da"):
         read_records(tmp_path)
     path.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="not a record of an evaluation"):
+    with pytest.raises(ValueError, match="holds a list instead of a JSON object"):
         read_records(tmp_path)
 
 

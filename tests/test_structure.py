@@ -94,6 +94,63 @@ def test_imports_do_no_work(tmp_path):
     assert done.stdout == ""
 
 
+# What can run code that a file holds; the CRF's processes pickle over their own pipes.
+UNPICKLERS = {"cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle"}
+UNPICKLERS |= {"_pickle", "shelve", "yaml"}
+PIPES = {"crf", "_crf_worker"}
+# Readers that unpickle unless they are told not to.
+TOLD = {"torch": ("weights_only", True), "np": ("allow_pickle", False)}
+TOLD["numpy"] = TOLD["np"]
+
+
+def unpickling(tree: ast.AST) -> set[str]:
+    """Statements of a module that could run code from a file."""
+    found = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            # A bare "load" would hide whose it is.
+            hidden = node.module in TOLD and "load" in {a.name for a in node.names}
+            names = ["pickle"] if hidden else [node.module]
+        elif isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "hub"):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Call):
+            owner, _, name = ast.unparse(node.func).rpartition(".")
+            told = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            option, value = TOLD.get(owner, ("", None))
+            if name == "load" and option and told.get(option) is not value:
+                found.add(ast.unparse(node))
+            if told.get("allow_pickle"):
+                found.add(ast.unparse(node))
+        found |= {n for n in names if n.split(".")[0] in UNPICKLERS}
+    return found
+
+
+def test_nothing_unpickles():
+    for name, path in MODULES.items():
+        found = unpickling(ast.parse(path.read_text(encoding="utf-8")))
+        assert found <= ({"pickle"} if name in PIPES else set()), name
+
+
+def test_the_search_for_unpicklers_finds_them():
+    for line in (
+        "import dill",
+        "import a, joblib as b",
+        "from yaml import load",
+        "from torch import load",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, mmap_mode='r')",
+        "np.load(path, allow_pickle=True)",
+        "np.lib.format.read_array(file, allow_pickle=True)",
+        "pd.read_pickle(path)",
+    ):
+        assert unpickling(ast.parse(line)), line
+    assert not unpickling(ast.parse("torch.load(path, weights_only=True)"))
+
+
 def test_the_map_of_the_package_names_every_module():
     named = set(re.findall(r"\w+", uss_utils.__doc__))
     for name in MODULES:

@@ -62,8 +62,8 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 def _cost(records: list[Record]) -> dict[str, Any]:
     sizes = records[0].get("parameters")
-    seconds = [r["run"].get("training_seconds") for r in records]
-    known = [s for s in seconds if s is not None]
+    seconds = [r.get("run", {}).get("training_seconds") for r in records]
+    known = [s for s in seconds if isinstance(s, int | float)]
     return {
         "records": records,
         "own_network": records[0]["backbone"] == OWN_NETWORK,
@@ -80,7 +80,7 @@ def _gains(records: list[Record]) -> dict[str, Any]:
         pairs = [
             (scores(r["crf"]["without"]).get(name), scores(r["crf"]).get(name))
             for r in records
-            if "crf" in r
+            if r.get("crf")
         ]
         gains = [b - a for a, b in pairs if None not in (a, b)]
         if gains:
@@ -143,7 +143,7 @@ def _legend(found: Sequence[Mapping[str, Any]], sharpened: bool) -> list[str]:
         )
     if sharpened:
         images = next(
-            r["crf"]["images"] for x in found for r in x["records"] if "crf" in r
+            r["crf"]["images"] for x in found for r in x["records"] if r.get("crf")
         )
         lines.append(
             f"*CRF adds*: points of mIoU; the same {images} images are scored without "

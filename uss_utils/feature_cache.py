@@ -19,6 +19,7 @@ from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.environment import pick_device
 from uss_utils.extraction import device_of, feature_batches
 from uss_utils.frozen import Frozen
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file, cache_dir
 from uss_utils.resumable import ArrayWriter, explained, locked, npy_size
 
@@ -130,9 +131,9 @@ class FeatureCache:
     @classmethod
     def _checked(cls, folder: Path, key: dict) -> "FeatureCache":
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            record = read_object(folder / RECORD)
         except ValueError as error:
-            raise _damaged(folder, f"{RECORD} is not JSON") from error
+            raise _damaged(folder, f"{RECORD} is not JSON of a record") from error
         _check_key(folder, record, key)
         return cls(folder, record)
 
@@ -287,7 +288,13 @@ def _mapped(path: Path, record: dict) -> np.ndarray:
         raise _damaged(path.parent, f"{DATA} has {size} bytes instead of {expected}")
     if record.get("sample") != _sample(path):
         raise _damaged(path.parent, f"{DATA} was changed after it was written")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise _damaged(path.parent, f"{DATA}: {error}") from error
+    if list(found.shape) != record["shape"] or found.dtype != np.float16:
+        raise _damaged(path.parent, f"{DATA} holds {found.dtype} {found.shape}")
+    return found
 
 
 def _sample(path: Path, blocks: int = 64, length: int = 4096) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from uss_utils.datasets.files import read_ids
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file
 from uss_utils.rows import as_float, first_largest
 from uss_utils.scored_batches import resized
@@ -189,7 +190,7 @@ class Hierarchy:
         if not (folder / TREE).is_file():
             raise FileNotFoundError(f"no hierarchy in {folder}: there is no {TREE}")
         try:
-            tree = json.loads((folder / TREE).read_text(encoding="utf-8"))
+            tree = read_object(folder / TREE)
             number = len(tree["levels"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from uss_utils.datasets.labels import voc_palette
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file
 from uss_utils.segmenter import Segmenter
 
@@ -136,11 +137,13 @@ def check(names: Mapping, n_clusters: int) -> dict[int, str]:
             k = -1
         if not 0 <= k < n_clusters:
             raise ValueError(
-                f"there is no cluster {key!r} to name; the clusters of this model are "
-                f"0 to {n_clusters - 1}"
+                f"there is no cluster {repr(key)[:50]} to name; the clusters of this "
+                f"model are 0 to {n_clusters - 1}"
             )
         if not isinstance(name, str):
-            raise ValueError(f"the name of cluster {k} must be text, got {name!r}")
+            raise ValueError(
+                f"the name of cluster {k} must be text, got {repr(name)[:50]}"
+            )
         if name.strip():
             found[k] = " ".join(name.split())
     return dict(sorted(found.items()))
@@ -192,7 +195,7 @@ def read(path: str | Path, segmenter: Segmenter) -> dict[int, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no file with names at {path}")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_object(path)
         names = dict(stored["names"].items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -204,7 +207,10 @@ def read(path: str | Path, segmenter: Segmenter) -> dict[int, str]:
             f"the names in {path} belong to another model, whose clusters are others; "
             "load that model, or name the clusters of this one"
         )
-    return check(names, segmenter.n_clusters)
+    try:
+        return check(names, segmenter.n_clusters)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _mark(segmenter: Segmenter) -> str:

@@ -20,6 +20,7 @@ from uss_utils.environment import pick_device
 from uss_utils.extraction import device_of, feature_batches
 from uss_utils.feature_cache import KEY, content_key
 from uss_utils.frozen import Frozen
+from uss_utils.json_files import read_object
 from uss_utils.neighbours import check_length, global_descriptors, nearest_batches
 from uss_utils.paths import atomic_file, cache_dir
 from uss_utils.resumable import ArrayWriter, explained, locked
@@ -94,7 +95,7 @@ def neighbour_index(
             _fill(writer, features)
             _rank(path, key, k, place, progress)
         _sweep(path)
-        return torch.from_numpy(_read(path, key)[:, :k].copy())
+        return torch.from_numpy(_read(path, key, k)[:, :k].copy())
 
 
 def _default(key: dict, backbone: Frozen, dataset: SegmentationDataset) -> Path:
@@ -124,18 +125,28 @@ def _length(folder: Path, key: dict) -> int:
 
 def _record(folder: Path) -> dict:
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {"k": 0, **record}
-    except (ValueError, TypeError) as error:
+        record = {"k": 0, **read_object(folder / RECORD)}
+    except ValueError as error:
         raise _damaged(folder, f"{RECORD} holds no record") from error
+    if type(record["k"]) is not int:
+        raise _damaged(folder, f"{RECORD} tells no length of the lists")
+    return record
 
 
-def _read(folder: Path, key: dict) -> np.ndarray:
+def _read(folder: Path, key: dict, k: int) -> np.ndarray:
     """The lists of a finished index, checked."""
     content = (folder / DATA).read_bytes()
     if hashlib.sha256(content).hexdigest() != _record(folder).get("sha256"):
         raise _damaged(folder, f"{DATA} was changed after it was written")
-    return np.load(folder / DATA, allow_pickle=False)
+    try:
+        found = np.load(folder / DATA, allow_pickle=False)
+    except ValueError as error:
+        raise _damaged(folder, f"{DATA}: {error}") from error
+    n = key["shape"][0]
+    wrong = found.dtype != np.int64 or found.ndim != 2 or len(found) != n
+    if wrong or found.shape[1] < k or not ((found >= 0) & (found < n)).all():
+        raise _damaged(folder, f"{DATA} does not list images of this set")
+    return found
 
 
 def _damaged(folder: Path, reason: str) -> ValueError:

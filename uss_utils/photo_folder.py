@@ -28,6 +28,7 @@ from uss_utils.datasets.labels import voc_palette
 from uss_utils.datasets.transforms import Transform
 from uss_utils.evaluation import evaluate
 from uss_utils.frozen import weights_digest
+from uss_utils.json_files import read_object
 from uss_utils.monitors import monitor
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.photo_files import (
@@ -201,7 +202,7 @@ class _Work:
         """The note of a picture whose files are as they would be made now."""
         files = self.files(name)
         try:
-            note = json.loads(files["note"].read_text(encoding="utf-8"))
+            note = read_object(files["note"])
             whole = all(file.stat().st_size for file in files.values())
             return note if whole and note["key"] == self.key(path) else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -301,8 +302,7 @@ def _mean_shares(notes: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def _stored(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        return read_object(path)
     except (OSError, ValueError):
         return {}
 

@@ -14,10 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from uss_utils.boards import board
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file
 
 # What one row of a table shares; seeds are what it averages over.
 GROUP = ("method", "name", "preset", "overrides", "dataset", "split", "backbone")
+# Of which type the fields are that tables are made from. Those inside another are
+# there wherever that one is.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(set(GROUP) - {"overrides"}, str),
+    **dict.fromkeys(("overrides", "protocol"), dict),
+    **dict.fromkeys(("protocol.line", "protocol.short"), str),
+    "seed": int,
+    "images": int,
+    "order": list | None,
+    "run": dict,
+    **dict.fromkeys(("crf", "cluster", "parameters"), dict | None),
+    "crf.without": dict,
+    "crf.images": int,
+    **dict.fromkeys(("parameters.head", "parameters.cluster_probe"), int),
+}
 LONGEST = 120  # characters of the changed settings in a file's name
 # Where a record holds accuracies and mIoUs.
 PATHS = (
@@ -110,18 +126,35 @@ def _place(record: dict[str, Any]) -> tuple[str, list[float]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        record = jsonable(read_object(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not readable JSON ({error}); delete it and evaluate again"
         ) from error
-    missing = {*GROUP, "protocol", "seed"} - set(record if type(record) is dict else ())
-    if missing:
+    missing = sorted({*GROUP, "protocol", "seed"} - record.keys())
+    wrong = f"{', '.join(missing)} missing" if missing else _wrong(record)
+    if wrong:
         raise ValueError(
-            f"{path} is not a record of an evaluation: {', '.join(sorted(missing))} "
-            "missing; keep other files out of the folder of records"
+            f"{path} is not a record of an evaluation: {wrong}; "
+            "keep other files out of the folder of records"
         )
     return record
+
+
+def _wrong(record: dict[str, Any]) -> str | None:
+    """What in a record is of another type than tables can show."""
+    for path, kind in _TYPES.items():
+        parent, _, key = path.rpartition(".")
+        node = record.get(parent) if parent else record
+        if node is None or (not parent and key not in record):
+            continue
+        value = node.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{path} is {str(value)[:50]!r}"
+    order = record.get("order") or []
+    if not all(isinstance(place, int | float) for place in order):
+        return f"order is {str(order)[:50]!r}"
+    return None
 
 
 def scores(record: dict[str, Any]) -> dict[str, float]:
@@ -137,7 +170,7 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
             node = node.get(key) if isinstance(node, dict) else None
         for measure in ("acc", "miou"):
             value = node.get(measure) if isinstance(node, dict) else None
-            if value is not None:
+            if isinstance(value, int | float) and 0 <= value <= 100:
                 found[f"{path}.{measure}"] = value
     return found
 
@@ -235,7 +268,7 @@ def _some(group: list[dict[str, Any]]) -> int | None:
     counts = {
         record["crf"]["images"]
         for record in group
-        if 0 < record.get("crf", {}).get("images", 0) < record["images"]
+        if record.get("crf") and 0 < record["crf"]["images"] < record.get("images", 0)
     }
     return max(counts, default=None)
 

@@ -70,13 +70,14 @@ class ArrayWriter:
 
     def _taken_over(self) -> int:
         try:
-            entry = json.loads(self.journal.read_text(encoding="utf-8"))
+            entry = read_object(self.journal)
             size = self.partial.stat().st_size
         except (OSError, ValueError):
             return 0
-        if entry.get("belongs_to") != self.belongs_to:
+        done = entry.get("done")
+        if entry.get("belongs_to") != self.belongs_to or type(done) is not int:
             return 0
-        return entry["done"] if size >= self._end(entry["done"]) else 0
+        return done if 0 <= done <= self.shape[0] and size >= self._end(done) else 0
 
     def _end(self, rows: int) -> int:
         """Length of the file after some rows."""

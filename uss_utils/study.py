@@ -5,7 +5,6 @@ training at a time, so that a run that was stopped goes on where it was. Tables 
 records are made in :mod:`uss_utils.comparison`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from uss_utils import crf, runs
 from uss_utils.evaluation import evaluate_together
+from uss_utils.json_files import read_object
 from uss_utils.recipe import Recipe
 from uss_utils.records import jsonable, read_records, write_record
 from uss_utils.segmenter import Segmenter
@@ -130,15 +130,17 @@ class Study:
         """The file of a model, if it is of these settings and of this record."""
         path = runs.model_path(self.folder, method, seed)
         try:
-            told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            told = read_object(path.with_suffix(".json"))
+            meta = dict(told["meta"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        cfg, meta = self.settings(method), told["meta"]
-        same = (told["preset"], meta.get("seed")) == (cfg.name, seed)
+        cfg = self.settings(method)
+        same = (told.get("preset"), meta.get("seed")) == (cfg.name, seed)
         same &= meta.get("overrides") == jsonable(cfg.overrides())
-        if same and record is not None and "cluster" in record:
+        named = ((record or {}).get("cluster") or {}).get("train")
+        if same and isinstance(named, dict):
             # The names of the clusters tell a model of another training apart.
-            same = told["cluster_to_class"] == record["cluster"]["train"]["map"]
+            same = told.get("cluster_to_class") == named.get("map")
         return path if same and path.is_file() else None
 
     def complete(self, device: str = "auto") -> list[Record]:

@@ -3,7 +3,6 @@
 No file is ever altered by reading it, and nothing in one is ever executed.
 """
 
-import copy
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.folders import read_only_folder
 from tests.fuzz.cases import documented, fewer
+from tests.fuzz.nested_json import JUNK, changed_json
 from tests.models import grey_model
 from tests.test_checkpoint_import import hp_file, stego_file, stego_state
 from tests.training_run import linear_run
@@ -60,7 +60,9 @@ def make_tensors(path: Path) -> None:
 
 def listed(path: Path) -> str:
     tensors, meta = load_tensors(path)
-    return f"{sorted((k, v.tolist(), str(v.dtype)) for k, v in tensors.items())}, {meta}"
+    return (
+        f"{sorted((k, v.tolist(), str(v.dtype)) for k, v in tensors.items())}, {meta}"
+    )
 
 
 def make_resnet(path: Path) -> None:
@@ -154,10 +156,10 @@ def check(name: str, content: bytes, folder: Path, expected: Any = None) -> None
         if kind.checked or expected is not None:
             assert loaded == expected
     assert path.read_bytes() == content
-    assert os.listdir(folder) == [kind.name]
+    assert [place.name for place in folder.iterdir()] == [kind.name]
 
 
-# --------------------------------------------------------------------- damaged at random
+# -------------------------------------------------------------------- damaged at random
 
 
 @st.composite
@@ -228,52 +230,6 @@ def flipped(content: bytes, at: int) -> bytes:
 
 # ------------------------------------------------------------------------ lying headers
 
-JUNK = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.sampled_from([0, -1, 1, 2**31, 2**63, 10**18, 10**30, 0.5, 1e308]),
-        st.floats(allow_nan=False, allow_infinity=False),
-        st.text(max_size=8),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner)
-    ),
-    max_leaves=4,
-)
-
-
-def places(node: Any, path: tuple = ()) -> list[tuple]:
-    """Paths to everything inside nested JSON, the whole included."""
-    inner = node.items() if isinstance(node, dict) else ()
-    inner = enumerate(node) if isinstance(node, list) else inner
-    return [path, *(p for key, value in inner for p in places(value, (*path, key)))]
-
-
-@st.composite
-def changed_json(draw, node: Any) -> Any:
-    """Nested JSON with one or two things in it replaced, removed or added."""
-    node = copy.deepcopy(node)
-    for _ in range(draw(st.integers(1, 2))):
-        path = draw(st.sampled_from(places(node)))
-        how = draw(st.sampled_from(["replace", "remove", "add"]))
-        if not path:
-            if how == "replace":
-                node = draw(JUNK)
-            continue
-        parent = node
-        for key in path[:-1]:
-            parent = parent[key]
-        if how == "remove":
-            del parent[path[-1]]
-        elif how == "replace":
-            parent[path[-1]] = draw(JUNK)
-        elif isinstance(parent, list):
-            parent.append(draw(JUNK))
-        else:
-            parent[draw(st.text(max_size=4))] = draw(JUNK)
-    return node
-
 
 def with_header(content: bytes, header: bytes, length: int | None = None) -> bytes:
     """A safetensors file with another header, whose length may be a lie."""
@@ -314,7 +270,7 @@ def test_metadata_that_is_nested_without_end(name, text, good, tmp_path):
     check(name, with_header(content, json.dumps(header).encode()), tmp_path, "refused")
 
 
-# --------------------------------------- whole files with a right checksum, wrong inside
+# -------------------------------------- whole files with a right checksum, wrong inside
 
 
 @pytest.mark.parametrize("name", ["segmenter", "training"])
@@ -400,7 +356,7 @@ def test_released_files_with_other_content(name, data, good, tmp_path):
         FORMATS[name].load(path)
 
 
-# --------------------------------------------------------------------------- other files
+# -------------------------------------------------------------------------- other files
 
 
 def zipped() -> bytes:
@@ -497,7 +453,7 @@ def test_checkpoints_of_other_settings(changes, good, tmp_path):
     assert path.read_bytes() == good["training"][0]
 
 
-# ------------------------------------------------------------------- files that run code
+# ------------------------------------------------------------------ files that run code
 
 
 class Trap:

@@ -24,6 +24,7 @@ from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import CLASS_NAMES, FORBIDDEN, IGNORE, palette
 from uss_utils.datasets.processes import spread
 from uss_utils.datasets.transforms import Transform, five_crops
+from uss_utils.json_files import read_object
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.resumable import locked
 
@@ -133,12 +134,11 @@ def _note(folder: Path, split: str, record: dict) -> None:
 
 def _read_record(path: Path) -> dict:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is damaged; remove the folder around it") from error
-    return record if isinstance(record, dict) else {}
 
 
 def _missing(folder: Path, dataset: SegmentationDataset) -> list[tuple[int, tuple]]:
