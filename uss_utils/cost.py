@@ -14,7 +14,7 @@ from uss_utils.cost_facts import FP16, FP32, Facts, Made, facts
 from uss_utils.cost_measuring import Measured, Pass, measure
 from uss_utils.recipe import Recipe
 
-SECONDS = 45.0  # that measuring takes at most, about
+SECONDS = 40.0  # that measuring takes at most, about
 # Methods whose processes train a network on their own images each; those of the others
 # share the frozen network alone.
 SHARED = ("maskcontrast", "hsg")

@@ -30,7 +30,7 @@ def estimate(
     device: Device = "auto",
     seconds: Annotated[
         float, typer.Option(help="Of measuring, about; 0: sizes alone.")
-    ] = 45.0,
+    ] = 40.0,
 ) -> None:
     """Say what a training would take, before it is started.
 

@@ -10,6 +10,8 @@ from math import prod
 from types import ModuleType
 from typing import Literal, NamedTuple
 
+import torch
+
 from uss_utils import backbones, sources
 from uss_utils.datasets import SCENES_SIZE, SCENES_SPLITS
 from uss_utils.datasets.base import SegmentationDataset
@@ -245,7 +247,7 @@ def _shape(
 ) -> tuple[int, int, int, int]:
     """Shape of the features; two methods keep more than these of an image."""
     backbone = backbones.untrained(cfg.backbone, device="meta")
-    height, width = (side // backbone.patch for side in size)
+    height, width = backbone.grid(torch.empty(1, 3, *size, device="meta"))
     extra_channels = WINDOW if name == "hp" else 0
     extra_rows = 1 if name == "ppap" else 0
     return number, backbone.dim + extra_channels, height + extra_rows, width

@@ -35,8 +35,9 @@ T = TypeVar("T")
 FIRST = {"n": 4, "n_val": 2, "batch": 2}  # images of the first pass
 SLOW = {"n": 2, "n_val": 1, "batch": 2}  # where the network takes seconds
 PASSES = 30  # images that it sends through a network, about
-SHARES = (0.3, 0.9)  # of the time that is left, for the third and the fourth pass
+SHARES = (0.25, 0.75)  # of the time that is left, for the third and the fourth pass
 PATIENCE = 5.0  # seconds until a process that was asked to end is killed
+START = 300.0  # seconds until the process has to be there
 GRACE = 20.0  # seconds that a pass may take longer than planned
 
 
@@ -90,7 +91,7 @@ class Measured:
 
 
 def measure(
-    method: ModuleType, cfg: Recipe, *, device: str = "auto", seconds: float = 50.0
+    method: ModuleType, cfg: Recipe, *, device: str = "auto", seconds: float = 40.0
 ) -> Measured:
     """Time a short run in a process of its own.
 
@@ -107,6 +108,7 @@ def measure(
     """
     pick_device(device)
     begun = time.perf_counter()
+    deadline, there_yet = begun + START, False
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     found = Measured()
@@ -116,8 +118,11 @@ def measure(
         job.start()
         there.close()
         try:
-            while here.poll(max(0.0, begun + seconds + GRACE - time.perf_counter())):
+            while here.poll(max(0.0, deadline - time.perf_counter())):
                 found = here.recv()
+                if not there_yet:  # the time begins to count
+                    deadline = time.perf_counter() + seconds + GRACE
+                    there_yet = True
             found.complaint = "there was not enough time"
         except EOFError:  # it is done, or was killed by the system
             if not found.passes:
@@ -128,8 +133,8 @@ def measure(
     found.seconds = time.perf_counter() - begun
     if not found.passes or not found.passes[0].seconds:
         raise RuntimeError(
-            f"nothing could be measured within {seconds:g} s: {found.complaint}. Give "
-            "more time with --seconds, or look at the sizes alone with --seconds 0"
+            f"nothing could be measured within {seconds:g} s: {found.complaint}. "
+            "--seconds gives more time; with --seconds 0 the sizes alone are told"
         )
     return found
 
@@ -160,10 +165,11 @@ def _work(
     found = Measured()
     with _aside(), contextlib.suppress(BrokenPipeError):
         try:
+            pipe.send(found)
             method = importlib.import_module(module)
             _passes(method, cfg, device, seconds, Path(folder), found, pipe.send)
         except Exception as error:  # noqa: BLE001 - told by the parent
-            found.complaint = f"{type(error).__name__}: {error}"
+            found.complaint = str(error) or type(error).__name__
             if os.environ.get("USS_DEBUG"):
                 raise
         finally:
