@@ -105,6 +105,7 @@ Training
       history         figures of a run, and its progress
       run_state       what a resumed run has to put back
       ranks           what the processes of one training exchange
+      launch          joining the processes that a launcher started
       joined_norm     batch norms and dropout over what all of them see
       checkpoints     tensors and JSON in one file, without pickle
     pretraining *   the tiny ViT; unlabelled: its images; views: their augmentations
