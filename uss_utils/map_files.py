@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uss_utils.paths import atomic_file, cache_dir, clear_leftovers, settle
+from uss_utils.datasets.roots import empty
+from uss_utils.paths import (
+    atomic_file,
+    cache_dir,
+    clear_leftovers,
+    settle,
+    user_path,
+)
 from uss_utils.resumable import claim, explained, locked
 
 IN_MEMORY = 500_000_000  # bytes of maps that are kept after they were read
@@ -102,7 +109,7 @@ def to_be_made(
         ValueError: the folder is for something else.
         OSError: it cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{index:06d}.png" for index in range(n)]
@@ -110,7 +117,7 @@ def to_be_made(
         clear_leftovers(folder)
         claim(folder, options, what)
         # An empty file is what a power cut may leave.
-        there = {entry.name for entry in os.scandir(folder) if entry.stat().st_size}
+        there = {entry.name for entry in os.scandir(folder) if not empty(entry)}
         missing = {i for i, file in enumerate(files) if file.name not in there}
         yield files, missing
         if missing:

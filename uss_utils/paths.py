@@ -45,6 +45,14 @@ def runs_dir() -> Path:
     return Path(os.environ.get("USS_RUNS") or repo_root() / "runs").expanduser()
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a person has given: ``~`` is a home, if there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of this name: a folder called so
+        return Path(path)
+
+
 def dataset_root(name: str, root: str | Path | None = None) -> Path:
     """Folder of a data set that has to exist already.
 
@@ -55,7 +63,7 @@ def dataset_root(name: str, root: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: the folder is absent; the message names the ways to set it.
     """
-    folder = Path(root).expanduser() if root is not None else data_dir() / name
+    folder = user_path(root) if root is not None else data_dir() / name
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no data set folder at {folder}. Give its place with --data-root "

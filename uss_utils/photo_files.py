@@ -21,7 +21,9 @@ from uss_utils.datasets.folder import (
     NAMES_FILE,
     Layout,
     find_layout,
+    read_names,
 )
+from uss_utils.paths import user_path
 from uss_utils.pictures import read_picture
 
 IGNORED = 255  # stored id of pixels without label
@@ -90,7 +92,7 @@ def find(folder: str | Path) -> Found:
     Raises:
         FileNotFoundError: there is no such folder, or no file in it.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.is_file():
         names = {folder: _short(folder.stem)}
         return Found(folder.parent, (folder,), names, {}, {})
@@ -167,11 +169,15 @@ def _subfolders(folder: Path, places: Sequence[Path]) -> dict[str, str]:
     """Subfolders with pictures that are not looked into."""
     known = {folder / name for name in (*IMAGE_FOLDERS, LABEL_FOLDER)}
     inside = {p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - known
-    return {
-        printable(path.name) + "/": "a folder: not searched, give it by itself"
-        for path in sorted(inside - set(places))
-        if list_files(path)
-    }
+    told = {}
+    for path in sorted(inside - set(places)):
+        try:
+            if list_files(path):
+                why = "a folder: not searched, give it by itself"
+                told[printable(path.name) + "/"] = why
+        except OSError as error:
+            told[printable(path.name) + "/"] = f"a folder: {_reason(error)}"
+    return told
 
 
 def read(path: Path) -> np.ndarray:
@@ -318,8 +324,7 @@ def _classes(file: Path | None, largest: dict[Path, int]) -> tuple[str, ...]:
     if not largest:
         return ()
     if file is not None:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = read_names(file)
         if names:
             return names
     return tuple(f"class {k}" for k in range(max(largest.values()) + 1))

@@ -30,7 +30,7 @@ from uss_utils.evaluation import evaluate
 from uss_utils.frozen import weights_digest
 from uss_utils.json_files import read_object
 from uss_utils.monitors import monitor
-from uss_utils.paths import atomic_file, clear_leftovers
+from uss_utils.paths import atomic_file, clear_leftovers, user_path
 from uss_utils.photo_files import (
     Scan,
     find,
@@ -110,7 +110,7 @@ def segment_folder(
         OSError: the results cannot be written.
     """
     check_places(folder, out, crf)
-    out, found = Path(out).expanduser(), find(folder)
+    out, found = user_path(out), find(folder)
     most = max(len(segmenter.classes), segmenter.n_clusters)
     if most > painting.NO_CLASS:
         raise ValueError(
@@ -161,7 +161,7 @@ def check_places(folder: str | Path, out: str | Path, use_crf: bool = False) -> 
         ValueError: ``out`` is the folder itself, or a file.
         ImportError: there is no CRF here.
     """
-    found, out = find(folder), Path(out).expanduser()
+    found, out = find(folder), user_path(out)
     inside = {found.folder, *(path.parent for path in found.files)}
     if out.resolve() in {place.resolve() for place in inside}:
         raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform, resize_to_patch
+from uss_utils.paths import user_path
 from uss_utils.photo_files import IGNORED, Scan, scan
 from uss_utils.recipe import Recipe
 from uss_utils.segmenter import Segmenter
@@ -97,7 +98,7 @@ def train_on_folder(
             not fit.
         OSError: the model cannot be written.
     """
-    out = Path(out).expanduser()
+    out = user_path(out)
     say = print if progress else _nothing
     name = method.__name__.rpartition(".")[2]
     asked = {

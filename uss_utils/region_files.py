@@ -19,6 +19,7 @@ from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.files import read_ids, reason
 from uss_utils.datasets.processes import cores, spread
 from uss_utils.map_files import MapFiles, default_folder, to_be_made, write_map
+from uss_utils.paths import user_path
 
 FORMAT = 1  # another number: regions are made anew
 PER_PROCESS = 100  # images that are worth the seconds a process takes to start
@@ -197,7 +198,7 @@ def released(folder: str | Path, dataset: SegmentationDataset) -> RegionFiles:
         FileNotFoundError: no such folder, or an image without a map.
         ValueError: an image with two maps.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no folder of region maps at {folder}; take the release's seginst folder, "

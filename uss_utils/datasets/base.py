@@ -14,6 +14,11 @@ from torch.utils.data import Dataset
 from uss_utils.datasets.transforms import Transform
 
 
+def text_bytes(name: str) -> bytes:
+    """A name as it is on disk, where it may hold bytes that are no text."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 class SegmentationDataset(Dataset):
     """Images, with or without labels, of one split.
 
@@ -117,7 +122,7 @@ class SegmentationDataset(Dataset):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _named_digest(self, index: int) -> bytes:
-        name = hashlib.sha256(self.item_name(index).encode()).digest()
+        name = hashlib.sha256(text_bytes(self.item_name(index))).digest()
         return name + self.item_digest(index)
 
     def __getitem__(self, index: int) -> dict:

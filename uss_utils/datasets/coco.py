@@ -15,6 +15,7 @@ from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import strict_table, voc_palette
 from uss_utils.datasets.transforms import Transform
 from uss_utils.datasets.voc import read_list
+from uss_utils.paths import user_path
 
 NAME = "coco"
 SPLITS = cocostuff.SPLITS  # also the names of the folders
@@ -106,7 +107,7 @@ class Coco(FileDataset):
 
 
 def _existing(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no list of images at {path}; leave it out to use all images of the split"

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from uss_utils.datasets import roots
 from uss_utils.datasets.crops import crops_folder
-from uss_utils.datasets.files import FileDataset, read_ids, stored_size
+from uss_utils.datasets.files import FileDataset, read_ids, read_text, stored_size
 from uss_utils.datasets.labels import CLASS_NAMES, LABEL_MAPS, palette
 from uss_utils.datasets.transforms import Transform
 from uss_utils.paths import atomic_file
@@ -86,7 +86,7 @@ def read_list(path: Path) -> list[str]:
     Raises:
         ValueError: no ids, an id that is not 12 digits, or one that occurs twice.
     """
-    ids = path.read_text(encoding="utf-8", errors="replace").split()
+    ids = read_text(path).split()
     strange = [name for name in ids if not (len(name) == 12 and name.isdecimal())]
     if strange or not ids:
         found = f"{strange[0]!r}" if strange else "nothing"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from uss_utils import paths
 from uss_utils.datasets import roots
-from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.datasets.base import SegmentationDataset, text_bytes
 from uss_utils.datasets.files import FileDataset
 from uss_utils.datasets.labels import CLASS_NAMES, FORBIDDEN, IGNORE, palette
 from uss_utils.datasets.processes import spread
@@ -102,7 +102,7 @@ def _record(dataset: SegmentationDataset) -> dict:
     names = "\n".join(dataset.item_name(i) for i in range(len(dataset)))
     return {
         "items": len(dataset),
-        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "names_sha256": hashlib.sha256(text_bytes(names)).hexdigest(),
         "ratio": RATIO,
         "quality": QUALITY,
         "classes": dataset.n_classes,
@@ -134,11 +134,14 @@ def _note(folder: Path, split: str, record: dict) -> None:
 
 def _read_record(path: Path) -> dict:
     try:
-        return read_object(path)
+        record = read_object(path)
+        if not isinstance(record["items"], int):
+            raise ValueError("it does not say how many items were cropped")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged; remove the folder around it") from error
+    return record
 
 
 def _missing(folder: Path, dataset: SegmentationDataset) -> list[tuple[int, tuple]]:

@@ -92,7 +92,7 @@ def list_files(folder: Path) -> list[Path]:
             for entry in entries
             if entry.name.lower().endswith(IMAGE_SUFFIXES)
             and not entry.name.startswith(".")
-            and not entry.is_dir()
+            and (entry.is_symlink() or entry.is_file())
         ]
     return sorted(folder / name for name in names)
 

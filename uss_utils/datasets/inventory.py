@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from uss_utils import paths
 from uss_utils.datasets import (
     camvid,
     cityscapes,
@@ -98,7 +97,7 @@ def check_camvid(root: str | Path | None = None) -> Report:
     try:
         place = camvid.find_root(root)
     except FileNotFoundError:
-        place = Path(root).expanduser() if root else paths.data_dir() / "camvid"
+        place = roots.expected_root(root, "camvid")
     counts = tuple(
         Count(f"{split} {kind}", found, camvid.SPLITS[split])
         for split, pair in camvid.count(place).items()
@@ -123,7 +122,7 @@ def _sampled_problems(
     for split in splits:
         try:
             data = opened(split, at)
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
         for i in np.unique(np.linspace(0, len(data) - 1, SAMPLED).round().astype(int)):
@@ -317,14 +316,14 @@ def check_voc(root: str | Path | None = None) -> Report:
 
 def check_folder(root: str | Path | None = None) -> Report:
     """Count images and labels of an image folder and look at every file's header."""
-    place = Path(root).expanduser() if root else paths.data_dir() / "folder"
+    place = roots.expected_root(root, "folder")
     step = (
         "mend or remove the files named above; labels are 8-bit PNG of the same size "
         "and name as their image"
     )
     try:
         found, wrong = folder.problems(place)
-    except FileNotFoundError as error:
+    except OSError as error:
         return Report("folder", str(place), (Count("images", 0),), (str(error),))
     counts = []
     for split, (images, labels) in found.items():

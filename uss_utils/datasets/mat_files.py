@@ -56,18 +56,19 @@ def read(path: Path, *names: str) -> np.ndarray:
     )
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every variable; values are not looked at.
+def shape(path: Path, name: str) -> tuple[int, ...]:
+    """Shape of a variable, from its header; empty if there is no such variable.
 
     Raises:
         OSError: see :func:`read`.
     """
     try:
-        return {
-            name: _head(body(_HEAD), order)[2] for order, name, body in _variables(path)
-        }
+        for order, found, body in _variables(path):
+            if found == name:
+                return _head(body(_HEAD), order)[2]
     except Exception as error:
         raise _unreadable(path, error) from error
+    return ()
 
 
 class _Other(Exception):
@@ -123,6 +124,8 @@ def _body(kind: int, content: memoryview, order: str):
             raise ValueError("it is cut off")
         if wanted == size:  # one step more, to where the checksum is
             stream.decompress(stream.unconsumed_tail, 8)
+            if not stream.eof:
+                raise ValueError("more is compressed in it than it says")
         return memoryview(found)[8:]
 
     return unpack

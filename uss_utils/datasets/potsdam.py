@@ -165,7 +165,7 @@ class Potsdam(FileDataset):
         """Width and height of a patch."""
         if path.suffix != ".mat":
             return super().decode_size(path)
-        shape = mat_files.shapes(path).get("img", ())
+        shape = mat_files.shape(path, "img")
         if len(shape) == 3 and shape[2] >= 3:
             return shape[1], shape[0]
         return self.decode_image(path).shape[1::-1]  # says what is wrong

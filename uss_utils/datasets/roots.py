@@ -44,7 +44,7 @@ def find_root(
 
 def expected_root(root: str | Path | None, name: str) -> Path:
     """The folder a user names, or the set's own under the data folder."""
-    return Path(root).expanduser() if root is not None else paths.data_dir() / name
+    return paths.user_path(root) if root is not None else paths.data_dir() / name
 
 
 def listed(folder: Path, suffix: str, *, filled: bool = False) -> set[str]:
@@ -67,8 +67,17 @@ def listed(folder: Path, suffix: str, *, filled: bool = False) -> set[str]:
             for entry in entries
             if entry.name.endswith(suffix)
             and not entry.name.startswith(".")
-            and not (filled and entry.stat().st_size == 0)
+            and (entry.is_symlink() or entry.is_file())
+            and not (filled and empty(entry))
         }
+
+
+def empty(entry: os.DirEntry) -> bool:
+    """Whether a file holds nothing, or is a link to nothing."""
+    try:
+        return entry.stat().st_size == 0
+    except OSError:
+        return True
 
 
 def written(folder: Path, suffix: str) -> set[str]:

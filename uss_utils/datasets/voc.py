@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uss_utils.datasets import roots
-from uss_utils.datasets.files import FileDataset
+from uss_utils.datasets.files import FileDataset, read_text
 from uss_utils.datasets.labels import CLASS_NAMES, palette, strict_table
 from uss_utils.datasets.transforms import Transform
 
@@ -104,7 +104,7 @@ def read_list(path: Path) -> list[str]:
     Raises:
         ValueError: no ids, or one that occurs twice.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path).splitlines()
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not ids or len(set(ids)) < len(ids):
         what = "names an image twice" if ids else "is empty"
