@@ -27,7 +27,7 @@ from tests.test_checkpoint_import import hp_file, stego_file, stego_state
 from tests.training_run import linear_run
 from uss_utils import backbones
 from uss_utils.checkpoints import load_tensors, save_tensors
-from uss_utils.datasets.potsdam import read_mat
+from uss_utils.datasets import mat_files
 from uss_utils.resnets import DilatedResNet, dilated_resnet
 from uss_utils.segmenter import Segmenter, import_checkpoint
 from uss_utils.vit_weights import read_weights
@@ -526,4 +526,4 @@ def test_the_traps_work(tmp_path):
 
 
 def read_matlab(path: Path) -> np.ndarray:
-    return read_mat(path, "x")
+    return mat_files.read(path, "x")
