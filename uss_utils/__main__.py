@@ -20,6 +20,7 @@ from uss_utils.command_options import (
     Steps,
     Weights,
     ending,
+    settings_of,
 )
 from uss_utils.cost_commands import estimate, recipes
 from uss_utils.data_commands import app as data_app
@@ -187,20 +188,13 @@ def train(
     from uss_utils import methods, runs
     from uss_utils.evaluation import leaderboard
     from uss_utils.launch import together
-    from uss_utils.notebooks import parse_parameters
     from uss_utils.paths import runs_dir
 
     module = methods.load(method)
     options = {"precision": precision, "accumulate": accumulate}
-    cfg = module.Config.preset(
-        preset,
-        root=data_root,
-        weights=weights,
-        steps=steps,
-        crf=crf or None,
-        **{name: value for name, value in options.items() if value is not None},
-        **parse_parameters(setting or []),
-    )
+    options |= {"root": data_root, "weights": weights, "steps": steps}
+    changes = settings_of(setting, crf=crf or None, **options)
+    cfg = module.Config.preset(preset, **changes)
     folder = out or runs_dir() / preset
     with together(device):
         records = runs.train(module, cfg, range(seeds), folder, device=device)

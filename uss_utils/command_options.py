@@ -5,7 +5,7 @@ every one of them parses.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -130,6 +130,29 @@ EXAMPLES = {
         "Next: python -m uss_utils train stego --preset cocostuff27-vits8",
     ),
 }
+
+
+def settings_of(words: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Settings of a preset, from ``--set`` and from options of their own.
+
+    Args:
+        words: FIELD=VALUE each.
+        options: by field; None: not given.
+
+    Raises:
+        ValueError: a word of another form, or a field that is given twice.
+    """
+    from uss_utils.notebooks import parse_parameters
+
+    found = parse_parameters(words or [])
+    given = {name: value for name, value in options.items() if value is not None}
+    twice = sorted(found.keys() & given.keys())
+    if twice:
+        raise ValueError(
+            f"{', '.join(twice)} is given twice, by --set and by an option of its own; "
+            "give it once"
+        )
+    return found | given
 
 
 def ending(command: str) -> str:

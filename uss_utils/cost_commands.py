@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from uss_utils.command_options import DataRoot, Device, Settings, Steps, Weights
+from uss_utils.command_options import (
+    DataRoot,
+    Device,
+    Settings,
+    Steps,
+    Weights,
+    settings_of,
+)
 from uss_utils.presets import unknown
 
 
@@ -39,15 +46,11 @@ def estimate(
     there: pictures of the same size and random weights stand in, and it says so.
     """
     from uss_utils import cost, methods
-    from uss_utils.notebooks import parse_parameters
 
     module = methods.load(method)
-    changes = parse_parameters(setting or [])
-    changes |= {"root": data_root, "weights": weights, "steps": steps}
-    changes |= {"precision": precision, "accumulate": accumulate}
-    cfg = module.Config.preset(
-        preset, **{name: value for name, value in changes.items() if value is not None}
-    )
+    options = {"root": data_root, "weights": weights, "steps": steps}
+    options |= {"precision": precision, "accumulate": accumulate}
+    cfg = module.Config.preset(preset, **settings_of(setting, **options))
     typer.echo(
         cost.estimate(module, cfg, device=device, processes=processes, seconds=seconds)
     )

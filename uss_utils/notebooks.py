@@ -75,11 +75,11 @@ def parse_parameters(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, sign, text = word.partition("=")
         if not sign or not name.isidentifier():
-            raise ValueError(f"parameter {word!r} should look like NAME=VALUE")
+            raise ValueError(f"parameter {word[:50]!r} should look like NAME=VALUE")
         try:
             found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            found[name] = text  # "{[]: 1}" and "----...1" are no literals either
     return found
 
 

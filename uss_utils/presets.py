@@ -95,7 +95,7 @@ class PresetConfig:
         check_fields(self)
 
     @classmethod
-    def preset(cls: type[Self], name: str, **overrides: Any) -> Self:
+    def preset(cls: type[Self], name: str, /, **overrides: Any) -> Self:
         """Settings by name, with single fields replaced.
 
         Args:
