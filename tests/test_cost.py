@@ -66,7 +66,7 @@ def test_a_short_run_on_stand_ins_leaves_nothing_behind(tmp_path, monkeypatch):
     assert all(made.size for made in found.files) and found.disk > 0
     text = str(found)
     assert "potsdam3: not here" in text and "on generated pictures" in text
-    assert "random weights of dino_vits8" in text and "prepared and named" in text
+    assert "random weights of dino_vits8" in text and "images prepared" in text
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -324,11 +324,16 @@ def _times(cost: Cost) -> Iterable[str]:
 def _measured(cost: Cost) -> Iterable[str]:
     found, known = cost.measured, cost.facts
     last = _last(found)
-    steps = f"{last.steps} steps of {last.batch} images, " if known.steps else ""
-    yield (
-        f"in {found.seconds:.0f} s: {steps}{last.n} images prepared and named, "
-        f"{last.n_val} scored; the rest follows from these"
-    )
+    done = []
+    if "step" in last.seconds:
+        done.append(f"{last.steps} steps of {last.batch} images")
+    if "prepare" in last.seconds:
+        done.append(f"{last.n} images prepared")
+    if "finish" in last.seconds:
+        done.append(f"{last.n} named")
+    if "score" in last.seconds:
+        done.append(f"{last.n_val} scored")
+    yield f"in {found.seconds:.0f} s: {', '.join(done)}; the rest follows from these"
     if not known.present:
         yield "on generated pictures of the data set's size"
     if found.random:

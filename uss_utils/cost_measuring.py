@@ -209,7 +209,8 @@ def _passes(
     def left() -> float:
         return seconds - (time.perf_counter() - begun)
 
-    least = SLOW if found.cut else FIRST
+    large = getattr(cfg, "network", "") == "resnet50" and place.type == "cpu"
+    least = SLOW if found.cut or large else FIRST
     small = Pass(
         min(least["n"], known.train.number, known.items),
         min(least["n_val"], known.val.number),
@@ -366,27 +367,39 @@ class _Runner:
             part.seconds["start"] = history.seconds / part.steps
             part.network["start"] = (self._network_seconds() - begun) / part.steps
             starting = history.seconds
-        moments = []
+            self._done(part, "start")
+        moments: list[tuple[float, float]] = []
+
+        def watch(steps: int, _: Segmenter) -> None:
+            moments.append((time.perf_counter(), self._network_seconds()))
+            if steps:  # told at once: what comes behind the steps may take long
+                part.memory = self._memory()
+                self._stepped(part, *moments)
+
         begun, through = time.perf_counter(), self._network_seconds()
         trained = method.train(
             cfg,
             material,
             checkpoint=checkpoint,
-            watch=lambda *_: moments.append(self._network_seconds()),
+            watch=watch,
             watch_at=(0, part.steps),
         )
-        whole = time.perf_counter() - begun
+        whole = time.perf_counter() - begun - starting
         in_network = self._network_seconds() - through
-        part.memory = self._memory()
-        stepping = moments[1] - moments[0]
-        part.seconds["step"] = trained.history.seconds / part.steps
-        part.network["step"] = stepping / part.steps
-        part.seconds["finish"] = whole - trained.history.seconds - starting
-        part.network["finish"] = (
-            in_network - stepping - part.network.get("start", 0.0) * part.steps
-        )
-        self._done(part, "start", "step", "finish")
+        stepping = moments[1][0] - moments[0][0]
+        part.seconds["finish"] = max(0.0, whole - stepping)
+        part.network["finish"] = in_network - (moments[1][1] - moments[0][1])
+        part.network["finish"] -= part.network.get("start", 0.0) * part.steps
+        self._done(part, "finish")
         return [trained.segmenter, *trained.others.values()]
+
+    def _stepped(
+        self, part: Pass, before: tuple[float, float], after: tuple[float, float]
+    ) -> None:
+        """Note what a step takes; each moment is a time and the network's seconds."""
+        part.seconds["step"] = (after[0] - before[0]) / part.steps
+        part.network["step"] = (after[1] - before[1]) / part.steps
+        self._done(part, "step")
 
     def _stage(self, part: Pass, name: str, work: Callable[[], T]) -> T:
         through, begun = self._network_seconds(), time.perf_counter()
