@@ -231,12 +231,14 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _explained(state: RunState, history: History) -> Iterator[None]:
-    """Tell an error about figures what was kept."""
+    """Tell an error about figures or values what was kept."""
     try:
         yield
-    except FloatingPointError as error:
+    except (FloatingPointError, ValueError) as error:
         error.history = history
-        if state.saved is not None:
+        # Those derived from them have arguments of their own kind.
+        plain = type(error) in (FloatingPointError, ValueError)
+        if plain and state.saved is not None:
             kept = f"{state.path} keeps the state after {state.saved} steps"
             error.args = (f"{error}. {kept}",)
         raise

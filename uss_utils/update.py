@@ -1,8 +1,8 @@
 """One optimiser step, checked before anything of it is applied."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -107,7 +107,7 @@ class Update:
     def _add_gradients(self, step: Step, batch: Any, share: float) -> dict[str, Any]:
         """Figures of one part, weighted by its share of the batch."""
         batch = send_to_device(batch, self.accelerator.device)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), _told(step):
             terms = self.loss_of(batch, step)
         figures = self._figures(terms)
         if not math.isfinite(figures["loss"]):
@@ -199,8 +199,15 @@ class Update:
         """
         trained = set(map(id, self.weights))
         for name, weight in self.model.named_parameters():
-            if id(weight) in trained and not weight.isfinite().all():
-                self._refuse(index, "weights are not finite", {name: math.nan})
+            if id(weight) not in trained:
+                continue
+            largest = float(weight.detach().abs().amax()) if weight.numel() else 0.0
+            if not math.isfinite(largest):
+                self._refuse(index, "weights are not finite", {name: largest})
+            # Normalised, they would silently become zeros.
+            if not weight.detach().float().square().sum().isfinite():
+                what = "the length of weights is not finite"
+                self._refuse(index, what, {f"largest of {name}": largest})
 
     def close(self) -> None:
         """Drop the gradients and put the initial learning rates back."""
@@ -224,6 +231,17 @@ def _mean(parts: list[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
         return parts[0][1]
     names = parts[0][1]
     return {name: sum(share * row[name] for share, row in parts) for name in names}
+
+
+@contextmanager
+def _told(step: Step) -> Iterator[None]:
+    """Mistakes that a loss function finds say in which step."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is ValueError:
+            error.args = (f"step {step.index}: {error}",)
+        raise
 
 
 class _Loss(nn.Module):

@@ -28,6 +28,7 @@ from uss_utils import runs
 from uss_utils.checkpoints import load_tensors
 
 METHODS = ("stego", "hp", "ppap", "primaps", "maskcontrast", "hsg")
+SHORT = ("checkpoint", "step")
 LONGEST = 120.0  # seconds that one child may take
 
 
@@ -115,16 +116,17 @@ def killed(life: Life, phase: str, offset: float) -> str | None:
 def moments(
     spent: dict[str, float], times: int, draw: random.Random
 ) -> list[tuple[str, float]]:
-    """Random moments of a life, in order: every other one in a phase of any length.
+    """Random moments of a life, in order: half of them in phases of their own.
 
-    Uniform moments alone would rarely meet what is short, like a checkpoint's writing.
+    Moments drawn from the time alone would rarely meet what is short, such as a step or
+    a checkpoint's writing: these two come first among the phases.
     """
     phases = list(spent)
-    drawn = []
-    for k in range(times):
-        weights = list(spent.values()) if k % 2 == 0 else [1.0] * len(phases)
-        phase = draw.choices(phases, weights)[0]
-        drawn.append((phases.index(phase), draw.uniform(0, 0.9 * spent[phase])))
+    others = [phase for phase in phases if phase not in SHORT]
+    own = [phase for phase in SHORT if phase in spent]
+    own = (own + draw.sample(others, len(others)))[: (times + 1) // 2]
+    own += draw.choices(phases, list(spent.values()), k=times - len(own))
+    drawn = [(phases.index(p), draw.uniform(0, 0.9 * spent[p])) for p in own]
     return [(phases[place], offset) for place, offset in sorted(drawn)]
 
 

@@ -1,4 +1,4 @@
-"""Failing disks and kills, a part of them; ``python -m tests.faults.writes`` has all."""
+"""Failing disks and kills, in part; ``python -m tests.faults.writes`` has all."""
 
 import os
 import shutil
