@@ -91,6 +91,21 @@ def test_very_many_files_are_cleared_of_leftovers_once(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target] and target.read_text() == "whole"
 
 
+def test_the_folder_of_a_dead_writer_is_cleared_away(tmp_path, monkeypatch):
+    target = tmp_path / "set"
+    with monkeypatch.context() as dead:
+        dead.setattr(paths.os, "getpid", lambda: 2**22 + 1)  # no process here
+        left = paths.temporary_folder(target)
+        (left.__enter__() / "half").write_text("half")
+    with paths.temporary_folder(target) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+        (folder / "a").write_text("a")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError), paths.temporary_folder(target):
+        raise RuntimeError("stop")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_living_writer_is_left_alone(tmp_path):
     target = tmp_path / "file.txt"
     command = [sys.executable, "-c", WRITER, str(target)]

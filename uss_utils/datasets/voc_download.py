@@ -184,7 +184,8 @@ def unpack(
     with tarfile.open(archive) as file:
         for member in tqdm(file, f"unpacking {archive.name}", disable=not progress):
             inner = place(PurePosixPath(member.name)) if member.isreg() else None
-            if inner is None:
+            # Elsewhere a backslash separates folders.
+            if inner is None or "\\" in inner:
                 continue
             target = folder / inner
             if target.parent not in cleared:
