@@ -181,9 +181,10 @@ def _open(path: Path) -> dict:
     try:
         with safe_globals([(_StandIn, name) for name in _settings_in(path)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # noqa: BLE001 - damaged pickles fail in every way
+        # The system's errors name the file; others come of a place it does not have.
+        if isinstance(error, OSError) and error.filename:
+            raise
         reason = str(error).partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
         raise ValueError(
             f"{path} is no torch checkpoint, is damaged, or holds more than tensors "

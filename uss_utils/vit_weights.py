@@ -61,9 +61,10 @@ def _read_pth(path: Path) -> dict:
         # DINO's full checkpoints carry their command line, a harmless namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # noqa: BLE001 - damaged pickles fail in every way
+        # The system's errors name the file; others come of a place it does not have.
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and was refused, because "
             "reading it would run code from the file. If you trust it, save its state "

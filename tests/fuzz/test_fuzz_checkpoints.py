@@ -200,6 +200,14 @@ def test_damaged_files_of_networks(name, data, good, tmp_path):
     check(name, data.draw(damage(content)), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["stego", "hp", "weights", "resnet"])
+def test_archives_that_point_outside_themselves(name, good, tmp_path):
+    """torch reports a place that is not in the file as an error of the system."""
+    content, _ = good[name]
+    at = content.rindex(b"PK\x06\x06") + 48  # where the archive's table of files is
+    check(name, content[:at] + b"\xff" * 8 + content[at + 8 :], tmp_path, "refused")
+
+
 def expected_of(name: str, expected: Any) -> Any:
     """What a damaged file may load as; without a checksum another value may come."""
     return expected if FORMATS[name].checked else None
