@@ -57,7 +57,7 @@ test: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m codespell_lib uss_utils tests Makefile pyproject.toml environment.yml
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lab: install
 	$(RUN) -m jupyterlab --ServerApp.root_dir=notebooks
