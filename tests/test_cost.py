@@ -6,11 +6,12 @@ import tempfile
 import pytest
 import torch
 
-from uss_utils import cost, cost_measuring, methods
-from uss_utils.cost import line, parabola, size_words, time_words
+from uss_utils import cost, methods
+from uss_utils.cost import line, parabola
 from uss_utils.cost_facts import facts
-from uss_utils.cost_measuring import Measured, Pass
+from uss_utils.cost_passes import Measured, Pass, Runner
 from uss_utils.cost_stand_ins import Networks, stand_in
+from uss_utils.cost_words import size_words, time_words
 
 
 def test_a_line_through_two_points_and_its_ends():
@@ -99,9 +100,7 @@ def test_a_pass_goes_through_all_of_a_training(name, tmp_path, monkeypatch):
     sent, found = [], Measured(per_image=0.01)
     place = torch.device("cpu")
     known = facts(method, cfg)
-    runner = cost_measuring._Runner(
-        method, cfg, known, place, found, tmp_path, sent.append
-    )
+    runner = Runner(method, cfg, known, place, found, tmp_path, sent.append)
     runner.run(Pass(4, 2, 2, 2))
     (part,) = found.passes
     assert set(part.seconds) == {"prepare", "step", "finish", "score"}
@@ -121,7 +120,7 @@ def test_what_a_cut_network_leaves_out_is_added(tmp_path, monkeypatch):
     cfg = stego.Config.preset("smoke")
     # A frozen network that takes a minute per image, half of which is cut off.
     found = Measured(per_image=60.0, cut=True)
-    runner = cost_measuring._Runner(
+    runner = Runner(
         *(stego, cfg, facts(stego, cfg), torch.device("cpu"), found, tmp_path),
         lambda _: None,
     )

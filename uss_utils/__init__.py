@@ -116,7 +116,9 @@ Training
     methods *       one module per method; kmeans: the zeroth
     cost *          what a training would take: estimate()
       cost_facts      what the settings alone say
-      cost_measuring  a short run of it; cost_stand_ins: for what is not there
+      cost_measuring  a short run of it, in a process; cost_passes: its parts
+      cost_stand_ins  for data and weights that are not there
+      cost_words      the estimate in words
       cost_commands   the command line's part
     paper_recipes * how to train what the papers report: commands, disk, scores
     runs            the command line's train and evaluate

@@ -16,8 +16,8 @@ from typing import Any
 
 from uss_utils import methods, published
 from uss_utils.boards import markdown_table
-from uss_utils.cost import size_words
 from uss_utils.cost_facts import CROP_BYTES, FP16, KNOWN, facts
+from uss_utils.cost_words import size_words
 from uss_utils.datasets import DATASETS
 from uss_utils.presets import unknown
 from uss_utils.published import Published
