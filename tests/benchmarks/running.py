@@ -123,6 +123,7 @@ def apart(limit: float, function, *args) -> Any:
             if not receiver.poll(limit):
                 raise RuntimeError(f"stopped after {limit:g} s")
             good, answer = receiver.recv()
+            process.join(10)  # it may have workers of its own to send home
         except EOFError:
             process.join()
             code = process.exitcode

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.benchmarks.cases import SECONDS
 from uss_utils.environment import versions
 from uss_utils.paths import atomic_file, repo_root
@@ -41,7 +43,7 @@ def about() -> dict[str, Any]:
         "commit": _commit(),
         "cores": os.cpu_count(),
         "machine": machine(),
-        "load": round(os.getloadavg()[0], 1),
+        "load": round(psutil.getloadavg()[0], 1),
         "versions": versions(),
     }
 
