@@ -198,9 +198,28 @@ LITERALS = st.one_of(
     VALUES, st.sampled_from(["(1, 2)", "{}", "{1: 2}", "True", "1j", "'a'", "...", "["])
 )
 PAIRS = st.one_of(
-    VALUES, st.builds("{}={}".format, st.one_of(FIELDS, VALUES), LITERALS)
+    st.builds("{}={}".format, FIELDS, LITERALS),
+    VALUES,
+    st.builds("{}={}".format, st.one_of(FIELDS, VALUES), LITERALS),
 )
-METHOD = st.one_of(st.sampled_from([*METHODS]), VALUES)
+# What most command lines say, so that they get far.
+USUAL = {
+    "preset": "smoke",
+    "seeds": "1",
+    "steps": "3",
+    "device": "cpu",
+    "model": "MODEL",
+    "method": "kmeans",
+    "out": "results",
+    "images": "2",
+    "precision": "no",
+    "names": "NAMES",
+    "split": "train",
+    "size": "64",
+}
+METHOD = st.one_of(st.sampled_from([*METHODS]), st.sampled_from([*METHODS]), VALUES)
+PLACE = st.one_of(st.sampled_from(["MODEL", "PICTURES", "FOLDER"]), VALUES)
+SET = st.one_of(st.sampled_from(["scenes", "camvid", "voc"]), VALUES)
 # Command -> strategies of its arguments, and its options.
 COMMANDS = {
     "course": ([VALUES], {"preset", "out", "timeout", "jobs", "parameter"}),
@@ -210,25 +229,25 @@ COMMANDS = {
         {"preset", "data-root", "seeds", "steps", "weights", "set", "device", "out"},
     ),
     "evaluate": (
-        [VALUES],
+        [PLACE],
         {"data-root", "weights", "fit-map-on", "limit-crf", "classifier-epochs"}
         | {"device", "out"},
     ),
     "segment": (
-        [VALUES],
+        [PLACE],
         {"out", "model", "method", "preset", "clusters", "steps", "set", "seed"}
         | {"weights", "names", "max-side", "device"},
     ),
-    "hierarchy": ([VALUES, VALUES], {"out", "max-side", "device"}),
+    "hierarchy": ([PLACE, PLACE], {"out", "max-side", "device"}),
     "pretrain": (
         [],
         {"out", "dataset", "data-root", "images", "image-size", "vicreg-steps", "work"}
         | {"distil-steps", "batch-size", "precision", "seed", "device"},
     ),
-    "data check": ([VALUES], {"data-root"}),
-    "data download": ([VALUES], {"data-root", "split"}),
+    "data check": ([SET], {"data-root"}),
+    "data download": ([SET], {"data-root", "split"}),
     "data prepare": (
-        [VALUES],
+        [SET],
         {"data-root", "split", "backbone", "weights", "size", "resample", "k", "device"}
         | {"processes"},
     ),
@@ -244,7 +263,9 @@ def command_lines(draw, command: str) -> list[str]:
     if draw(st.booleans()) and "out" in options:
         given.append("out")
     for name in given:
-        value = draw(PAIRS if name in ("set", "parameter") else VALUES)
+        odd = PAIRS if name in ("set", "parameter") else VALUES
+        usual = st.just(USUAL[name]) if name in USUAL else odd
+        value = draw(st.one_of(usual, usual, odd))
         words.append(f"--{name}={value}")
     return [*words, "--", *map(draw, arguments)]
 
@@ -298,6 +319,26 @@ def nothing_long(monkeypatch, tmp_path):
     monkeypatch.setattr(coco_download, "download_coco", begin)
     monkeypatch.setattr(coco_download, "download_cocostuff", begin)
     monkeypatch.setattr(voc_download, "download_voc", begin)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "stego", "--preset=smoke", "--steps=3", "-s", "steps=4"],
+        ["train", "stego", "--preset=smoke", "-s", "name=x"],
+        ["train", "stego", "--preset=smoke", "-s", "dim={[]: 1}"],
+        ["train", "stego", "--preset=smoke", "-s", "dim=" + "-" * 20_000 + "1"],
+        ["train", "stego", "--preset=smoke", "-s", "dim=" + "(" * 300],
+        ["train", "stego", "--preset=smoke", "-s", "size=(64, 72)"],
+        ["train", "stego", "--preset=smoke", "-s", "lr=1e999"],
+        ["course", "00", "--preset=smoke", "--jobs=0"],
+    ],
+)
+def test_command_lines_that_once_ended_in_a_traceback(words, nothing_long):
+    error = CliRunner().invoke(command_line.app, words).exception
+    assert isinstance(error, ValueError)
+    with documented(ValueError):
+        raise error
 
 
 @pytest.mark.parametrize("command", COMMANDS)
