@@ -16,6 +16,7 @@ from PIL import Image
 
 from uss_utils import paths
 from uss_utils.datasets import potsdam, roots
+from uss_utils.datasets.files import opened, stored_size
 from uss_utils.datasets.processes import spread
 from uss_utils.paths import atomic_file, clear_leftovers
 from uss_utils.resumable import locked
@@ -115,11 +116,12 @@ def cut_tile(target: Path, job: tuple[str, Path, Path]) -> list[str]:
         Names of all its patches: tile, row, column.
     """
     tile, image_file, label_file = job
-    width, height = size = _size(image_file)
-    if width % (2 * PATCH) or height % (2 * PATCH) or _size(label_file) != size:
+    width, height = size = stored_size(image_file, upright=False)
+    of_label = stored_size(label_file, upright=False)
+    if width % (2 * PATCH) or height % (2 * PATCH) or of_label != size:
         raise ValueError(
             f"tile {tile}: {image_file} is {width}x{height} pixels, its label "
-            f"{label_file} is {'x'.join(map(str, _size(label_file)))}; expected two "
+            f"{label_file} is {'x'.join(map(str, of_label))}; expected two "
             f"of the same size, a multiple of {2 * PATCH} (6000x6000)"
         )
     places = [
@@ -141,11 +143,6 @@ def cut_tile(target: Path, job: tuple[str, Path, Path]) -> list[str]:
             with atomic_file(target / kind / f"{names[i]}.png", bulk=True) as path:
                 Image.fromarray(patch).save(path, "PNG")
     return names
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as file:
-        return file.size
 
 
 def halved(path: Path) -> np.ndarray:
@@ -176,11 +173,8 @@ def fine_ids(path: Path) -> np.ndarray:
 
 def _channels(path: Path) -> np.ndarray:
     """The first three channels of a picture, uint8 (H, W, 3)."""
-    try:
-        with Image.open(path) as file:
-            pixels = np.array(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"cannot read {path}: {error}; get the file anew") from error
+    with opened(path, "tile") as file:
+        pixels = np.array(file)
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
         raise ValueError(
             f"{path} is {pixels.dtype} {pixels.shape}; expected uint8 with channels "

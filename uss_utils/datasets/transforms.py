@@ -341,8 +341,9 @@ def five_crops(array: Tensor | np.ndarray, ratio: float = 0.5) -> Tensor | np.nd
         ValueError: the ratio is out of range or leaves an empty crop.
     """
     height, width = array.shape[-2:]
-    h, w = int(height * ratio), int(width * ratio)
-    if not 0 < ratio <= 1 or min(h, w) < 1:
+    fits = 0 < ratio <= 1  # not so for NaN
+    h, w = (int(height * ratio), int(width * ratio)) if fits else (0, 0)
+    if min(h, w) < 1:
         raise ValueError(
             f"five_crops with ratio {ratio} of a {height}x{width} image gives crops "
             f"of {h}x{w}; the ratio must be in (0, 1] and leave at least one pixel"

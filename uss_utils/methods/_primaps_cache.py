@@ -21,6 +21,8 @@ from tqdm.auto import tqdm
 
 from uss_utils import crf
 from uss_utils.datasets.base import SegmentationDataset
+from uss_utils.datasets.files import opened, reason
+from uss_utils.datasets.roots import empty
 from uss_utils.datasets.transforms import denormalise
 from uss_utils.extraction import feature_batches
 from uss_utils.feature_cache import content_key
@@ -154,21 +156,19 @@ class MaskCache:
     def _missing(self) -> set[int]:
         """Images without a file; an empty one is what a power cut may leave."""
         stored = {
-            entry.name
-            for entry in os.scandir(self.folder / FOLDER)
-            if entry.stat().st_size
+            entry.name for entry in os.scandir(self.folder / FOLDER) if not empty(entry)
         }
         return {i for i in range(len(self)) if self.path(i).name not in stored}
 
     def _read(self, index: int) -> Tensor:
         path = self.path(index)
         try:
-            with Image.open(path) as image:
+            with opened(path, "map") as image:
                 ids = np.array(image)
-        except (OSError, SyntaxError) as error:
+        except OSError as error:
             raise ValueError(
-                f"{path} is no readable map of masks ({error}); delete it, and it is "
-                "made again"
+                f"{path} is no readable map of masks "
+                f"({reason(error.__cause__ or error)}); delete it, and it is made again"
             ) from error
         if ids.dtype != np.uint8 or ids.shape != self.size:
             raise ValueError(
