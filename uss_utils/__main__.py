@@ -234,27 +234,30 @@ def evaluate(
 
     from uss_utils import methods, runs
     from uss_utils.evaluation import leaderboard
+    from uss_utils.launch import together
     from uss_utils.linear_classifier import ClassifierRecipe
     from uss_utils.paths import runs_dir
     from uss_utils.segmenter import Segmenter
 
-    segmenter = Segmenter.load(model, device, weights=weights)
     changes = {"fit_map_on": fit_map_on, "crf": crf}
     if flip is not None:
         changes["flip"] = flip
     recipe = ClassifierRecipe(epochs=classifier_epochs) if classifier_epochs else None
-    record = runs.rescore(
-        methods.load(segmenter.method),
-        segmenter,
-        out or runs_dir() / segmenter.preset / "records",
-        protocol=replace(segmenter.protocol, **changes),
-        limit_crf=limit_crf,
-        classifier=recipe,
-        root=data_root,
-    )
-    typer.echo(leaderboard([record]))
-    if recipe:
-        typer.echo("linear classifier: mIoU {miou:.1f}".format(**record["classifier"]))
+    with together(device):
+        segmenter = Segmenter.load(model, device, weights=weights)
+        record = runs.rescore(
+            methods.load(segmenter.method),
+            segmenter,
+            out or runs_dir() / segmenter.preset / "records",
+            protocol=replace(segmenter.protocol, **changes),
+            limit_crf=limit_crf,
+            classifier=recipe,
+            root=data_root,
+        )
+        typer.echo(leaderboard([record]))
+        if "classifier" in record:
+            score = record["classifier"]["miou"]
+            typer.echo(f"linear classifier: mIoU {score:.1f}")
 
 
 app.command(epilog=ending("segment"), short_help="Segment your own photographs.")(
