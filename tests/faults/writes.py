@@ -221,14 +221,14 @@ def main() -> int:
     parser.add_argument("writers", nargs="*", metavar="WRITER", help=", ".join(WRITERS))
     parser.add_argument("--kill", action="store_true", help="SIGKILL at every place")
     parser.add_argument("--disk", action="store_true", help="a disk that is full")
-    parser.add_argument("--stride", type=int, default=1, help="every n-th place only")
+    parser.add_argument("--stride", type=int, default=1, help="every n-th place")
     parser.add_argument("--folder", type=Path, help="a small file system")
     options = parser.parse_args()
     names = options.writers or list(WRITERS)
     if unknown := set(names) - set(WRITERS):
         parser.error(f"unknown {sorted(unknown)}; writers are {', '.join(WRITERS)}")
     if options.disk and options.folder is None:
-        return mounted(options.writers)
+        return mounted([*options.writers, "--stride", str(options.stride)])
     torch.set_num_threads(1)
     good = True
     for name in names:
@@ -237,7 +237,8 @@ def main() -> int:
             folder = options.folder or Path(place)
             try:
                 if options.disk:
-                    said = f"{check_disk(name, folder)} full disks"
+                    sizes = max(2, 12 // options.stride)
+                    said = f"{check_disk(name, folder, sizes=sizes)} full disks"
                 elif options.kill:
                     said = f"{check_kills(name, folder, stride=options.stride)} kills"
                 else:
