@@ -281,9 +281,10 @@ def rescore(
         progress=ranks.is_main(),
     )
     _write(record, method, cfg, segmenter, folder)
-    if classifier is not None and ranks.is_main():
+    if classifier is not None:
         record["classifier"] = _classified(cfg, segmenter, classifier, protocol)
-        write_record(record, folder)
+        if ranks.is_main():
+            write_record(record, folder)
     return record
 
 
