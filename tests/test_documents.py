@@ -125,7 +125,8 @@ def check_names(name, given):
     settings = notebooks.parse_parameters(given.get("setting") or [])
     preset = given.get("preset")
     if method and method != "METHOD":
-        config = methods.load(method).Config.preset(preset)
+        kind = methods.load(method).Config
+        config = kind.preset(preset) if preset else kind()
         assert settings.keys() <= {*vars(config)}, settings
     elif preset and preset not in OFFLINE_PRESETS:
         assert any(preset in methods.load(m).PRESETS for m in methods.METHODS), preset
