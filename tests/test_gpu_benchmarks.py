@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.benchmarks import gpu, running, steps, tables
+from tests.benchmarks import gpu, running, steps, tables, trainings
 from uss_utils import methods
 
 LIMITS = {"fp32": 1e12, "bf16": 1e12, "copy": 1e11}
 TRIAL = ["--device", "cpu", "--tiny", "--no-search", "--precision", "fp32"]
 
 
-def toy(**options) -> steps.Training:
+def toy(**options) -> trainings.Training:
     """A linear layer that is trained on rows."""
 
     class Rows:
@@ -29,10 +29,10 @@ def toy(**options) -> steps.Training:
         "optimisers": torch.optim.SGD(model.parameters(), lr=1e-3),
         "device": "cpu",
     }
-    return steps.Training(
+    return trainings.Training(
         model,
         lambda model, batch, step: {"loss": model(batch["x"]).square().mean()},
-        steps.Repeated(Rows(), 8),
+        trainings.Repeated(Rows(), 8),
         fixed | options,
         torch.device("cpu"),
         nn.Identity(),
@@ -120,7 +120,7 @@ def test_a_trial_prints_and_continues_its_file(tmp_path, capsys, monkeypatch):
 
 
 def test_the_ceilings_are_measured():
-    found = gpu.ceilings("cpu", gpu.Size(True), ["fp32", "bf16"])
+    found = gpu.ceilings("cpu", 256, 10**6, ["fp32", "bf16"])
     assert set(found) == {"fp32", "bf16", "copy"} and min(found.values()) > 1e7
 
 
@@ -165,20 +165,20 @@ def test_the_largest_batch_is_found_to_an_eighth(capacity):
         tried.append(batch)
         return batch <= capacity
 
-    found, ends = steps.largest_batch(fits, 1, 4096)
+    found, ends = trainings.largest_batch(fits, 1, 4096)
     assert ends and found <= capacity < found + max(1, found // 8) + 1
     assert len(tried) == len(set(tried)) < 20
 
 
 def test_the_search_begins_below_where_the_first_does_not_fit():
-    assert steps.largest_batch(lambda b: b <= 3, 16, 64) == (3, True)
-    assert steps.largest_batch(lambda b: False, 16, 64) == (0, True)
+    assert trainings.largest_batch(lambda b: b <= 3, 16, 64) == (3, True)
+    assert trainings.largest_batch(lambda b: False, 16, 64) == (0, True)
 
 
 def test_the_search_ends_where_it_may_not_or_takes_too_long():
-    assert steps.largest_batch(lambda b: True, 4, 24) == (24, False)
+    assert trainings.largest_batch(lambda b: True, 4, 24) == (24, False)
     slow = {4: True, 8: True, 16: None}
-    assert steps.largest_batch(slow.get, 4, 64) == (16, False)
+    assert trainings.largest_batch(slow.get, 4, 64) == (16, False)
 
 
 def test_a_batch_too_large_for_the_memory_is_not_the_end():
@@ -191,23 +191,26 @@ def test_a_batch_too_large_for_the_memory_is_not_the_end():
         return plain(model, batch, step)
 
     work.loss = loss
-    assert steps.batch_that_fits(work, 64, 10.0) == (11, True)
+    assert trainings.batch_that_fits(work, 64, 10.0) == (11, True)
     assert all(p.grad is None for p in work.model.parameters())
-    assert steps.batch_that_fits(work, 64, 0.0) == (4, False)  # every step is too slow
+    assert trainings.batch_that_fits(work, 64, 0.0) == (
+        4,
+        False,
+    )  # every step is too slow
 
 
 def test_other_errors_are_told():
     work = toy()
     work.loss = lambda model, batch, step: {"loss": torch.tensor(1.0)}
     with pytest.raises(ValueError, match="depends on no parameter"):
-        steps.batch_that_fits(work, 64, 10.0)
+        trainings.batch_that_fits(work, 64, 10.0)
 
 
 def test_data_are_repeated_and_tiled():
     data = toy().data
     rows = torch.tensor([1, 7, 6])
     assert data.draw(rows, None)["y"].tolist() == [1, 1, 0]
-    tiled = steps.Tiled(data, 9)
+    tiled = trainings.Tiled(data, 9)
     assert len(tiled) == 9
     found = tiled.draw(torch.arange(9), None)
     assert found["y"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0]

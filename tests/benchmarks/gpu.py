@@ -25,16 +25,15 @@ in a process of its own; one that fails costs its own rows only.
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.benchmarks import running, steps, tables
-from tests.benchmarks.timing import wall_seconds
+from tests.benchmarks import running, steps, tables, trainings
+from tests.benchmarks.ceilings import ceilings, precision_of
 from uss_utils import methods
 from uss_utils.environment import pick_device
 
@@ -68,51 +67,6 @@ class Size:
         self.copied = 10**6 if tiny else 4 * 10**9  # bytes
 
 
-@contextlib.contextmanager
-def precision_of(name: str) -> Iterator[str]:
-    """Switches of a precision; gives the training loop's word for it."""
-    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolutions.allow_tf32
-    matmul.allow_tf32 = convolutions.allow_tf32 = name == "tf32"
-    try:
-        yield "bf16" if name == "bf16" else "no"
-    finally:
-        matmul.allow_tf32, convolutions.allow_tf32 = before
-
-
-def ceilings(device: str, size: Size, precisions: Sequence[str]) -> dict[str, float]:
-    """What this device can: operations per second by precision, and bytes per second.
-
-    Args:
-        device: where.
-        size: of the matrices and of the copy.
-        precisions: names.
-    """
-    place = pick_device(device)
-    wait = torch.cuda.synchronize if place.type == "cuda" else lambda: None
-
-    def per_second(amount: float, call) -> float:
-        def timed() -> None:
-            call()
-            wait()
-
-        timed()
-        return amount / wall_seconds(timed, 10)
-
-    found = {}
-    for name in precisions:
-        kind = torch.bfloat16 if name == "bf16" else torch.float32
-        a = torch.randn(size.matrix, size.matrix, device=place).to(kind)
-        out = torch.empty_like(a)
-        with precision_of(name):
-            amount = 2 * size.matrix**3
-            found[name] = per_second(amount, lambda a=a, o=out: torch.mm(a, a, out=o))
-    source = torch.ones(size.copied // 2, dtype=torch.uint8, device=place)
-    target = torch.empty_like(source)
-    found["copy"] = per_second(size.copied, lambda: target.copy_(source))
-    return found
-
-
 def measure(
     method: str,
     preset: str,
@@ -137,13 +91,13 @@ def measure(
     """
     size, rows = Size(tiny), []
     module = methods.load(method)
-    with steps.training_of(module, preset, place, device, size.images) as work:
+    with trainings.training_of(module, preset, place, device, size.images) as work:
         for name in precisions:
             with precision_of(name) as word:
                 row = _row(work, size, word, limits[name], limits["copy"])
                 largest = (None, None)
                 if search and name != "tf32":  # which takes the memory of fp32
-                    largest = steps.batch_that_fits(
+                    largest = trainings.batch_that_fits(
                         work, size.most, size.step_limit, precision=word
                     )
             row |= {
@@ -158,7 +112,7 @@ def measure(
 
 
 def _row(
-    work: steps.Training, size: Size, word: str, ceiling: float, copy: float
+    work: trainings.Training, size: Size, word: str, ceiling: float, copy: float
 ) -> dict[str, Any]:
     """What is measured of one precision."""
     seconds = steps.step_seconds(work, size.warm, size.timed, precision=word)
@@ -253,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [p for p in PRECISIONS if device.startswith("cuda") or p != "tf32"]
     names = [name for name in names if name in (asked.precision or names)]
     size = Size(asked.tiny)
-    limits = running.apart(LIMIT, ceilings, device, size, names)
+    limits = running.apart(LIMIT, ceilings, device, size.matrix, size.copied, names)
     facts["ceilings"] = facts.get("ceilings", {}) | limits
     for method, preset, place in chosen:
         print(f"{method} {preset}, {PLACES[place]}", file=sys.stderr, flush=True)
