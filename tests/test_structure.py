@@ -16,7 +16,8 @@ MODULES = {
 # What draws, listens or teaches; notebooks bring it in, programs never do.
 FIGURES = {"charts", "colours", "diagrams", "distributions", "figures", "plots"}
 FIGURES |= {"groups_shown", "hierarchy_shown", "masks_shown", "objects_shown"}
-FIGURES |= {"comparison_shown", "proxies", "regions_shown", "segments_shown"}
+FIGURES |= {"comparison_shown", "proxies", "regions_shown", "scaling_shown"}
+FIGURES |= {"segments_shown"}
 NOTEBOOKS_ONLY = FIGURES | {"naming_widget", "teaching", "widgets"}
 
 

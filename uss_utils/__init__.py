@@ -136,9 +136,11 @@ Teaching and course
                     regions_shown: of regions, groups_shown: of what groups them,
                     hierarchy_shown: of levels that nest,
                     comparison_shown: of methods side by side
+                    scaling_shown: of steps, number formats, shared batches
     widgets *       controls around a drawing function
       naming_widget   those for naming clusters by clicking
     teaching *      show_source, record, check; exercises: what check knows
+    scaling_runs    trainings in processes of their own, timed and killed
     photo_examples  a folder of pictures of all kinds, some broken, to try things on
     course          runs the notebooks; notebooks: which, with which parameters
     pages           the page of a run; publishing: what of it is committed

@@ -44,6 +44,8 @@ __all__ = ["Result", "find", "parse_parameters", "refresh", "run"]
 OFFLINE_PRESETS = ("smoke", "scenes")
 CELL_TIMEOUT = 1800
 GATHERING = ("10_comparison",)  # these read records of others: they run after them
+# After these nothing runs beside them: the last starts and times processes of its own.
+LAST = (*GATHERING, "12_scaling_up")
 MEMORY = 3e9  # bytes that a notebook may need on the scenes
 
 
@@ -175,7 +177,7 @@ def _side_by_side(
         if not future.cancelled() and not future.exception():
             print(f"{name}\n{_line(future.result())}", flush=True)
 
-    gathers = [path.stem in GATHERING for path in paths]
+    gathers = [path.stem in LAST for path in paths]
     try:
         for i in sorted(range(len(paths)), key=gathers.__getitem__):
             if gathers[i]:

@@ -1,0 +1,210 @@
+"""What the chapter on scaling up measures: parts of a step, runs that are killed.
+
+Trainings get processes of their own: started by the commands that a person would type,
+watched through their checkpoint, killed without warning.
+"""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import psutil
+from torch import Tensor, nn
+
+from uss_utils.batches import batch_indices
+from uss_utils.checkpoints import load_tensors
+from uss_utils.environment import generator
+from uss_utils.history import History
+
+LOG = "log.txt"
+LAST = 20  # lines of a failed run that are told
+PAUSE = 0.1  # seconds between two looks at a checkpoint
+
+
+class Kept(NamedTuple):
+    """What a run left in its folder.
+
+    Attributes:
+        history: of its training.
+        weights: of its model, by name.
+    """
+
+    history: History
+    weights: dict[str, Tensor]
+
+
+def step_seconds(
+    trainer: nn.Module,
+    pairs: Any,
+    network: Callable[[Tensor], Tensor],
+    batch_size: int,
+    steps: int = 4,
+) -> dict[str, float]:
+    """Seconds of the parts of a step on pairs of images; nothing is kept.
+
+    Args:
+        trainer: has ``step(batch, generator)`` and ``optimisers()``; sees features.
+        pairs: ``draw(indices, generator)`` gives "input" and "positive".
+        network: makes features of these.
+        batch_size: pairs per step.
+        steps: the median is taken over so many, the first one left out.
+    """
+    names = ("reading", "frozen network", "head, loss, update")
+    draw, rows, optimisers = generator(0), [], trainer.optimisers().values()
+    for step in range(steps + 1):
+        times = [time.perf_counter()]
+        batch = pairs.draw(batch_indices(step, len(pairs), batch_size), draw)
+        times.append(time.perf_counter())
+        seen = {name: network(batch[name]) for name in ("input", "positive")}
+        times.append(time.perf_counter())
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        trainer.step(batch | seen, draw)["loss"].backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        times.append(time.perf_counter())
+        rows.append([b - a for a, b in zip(times, times[1:], strict=False)])
+    each = zip(*rows[1:], strict=True)
+    return dict(zip(names, map(median, each), strict=True))
+
+
+def command(
+    method: str,
+    preset: str,
+    folder: Path,
+    processes: int = 1,
+    *,
+    steps: int,
+    **settings: Any,
+) -> list[str]:
+    """The words of ``uss_utils train``, by one process or several of this machine.
+
+    Args:
+        method: the method's module.
+        preset: its settings.
+        folder: where the run is kept.
+        processes: torch's launcher starts so many, if there is more than one.
+        steps: optimiser steps.
+        settings: further changes.
+    """
+    words = ["-m", "uss_utils", "train", method, "--preset", preset]
+    words += ["--steps", str(steps), "--device", "cpu", "--out", str(folder)]
+    for name, value in settings.items():
+        words += ["-s", f"{name}={value!r}"]
+    if processes > 1:
+        # A free port of its own: two notebooks may run at once.
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        words = [*launcher, "--nproc-per-node", str(processes), *words]
+    return [sys.executable, *words]
+
+
+def train(words: list[str], folder: Path) -> None:
+    """Run a training to its end.
+
+    Args:
+        words: from :func:`command`.
+        folder: its folder; what the run prints goes into a file there.
+
+    Raises:
+        RuntimeError: it failed; the message ends with what it said last.
+    """
+    run = _start(words, folder)
+    if run.wait():
+        raise _failed(folder)
+
+
+def kill(words: list[str], folder: Path, step: int, method: str = "stego") -> int:
+    """Run a training until some step is kept, and kill it at a moment after that.
+
+    Nothing is told to the processes (SIGKILL), and no seed says when.
+
+    Args:
+        words: from :func:`command`.
+        folder: its folder.
+        step: its checkpoint holds at least so many steps then.
+        method: the method's module.
+
+    Returns:
+        Steps that the checkpoint holds.
+
+    Raises:
+        RuntimeError: the run failed by itself.
+    """
+    run = _start(words, folder)
+    begun = None
+    while (done := steps_done(folder, method)) < step:
+        if run.poll():
+            raise _failed(folder)
+        if begun is None and done >= 0:
+            begun = time.perf_counter()
+        time.sleep(PAUSE)
+    spent = time.perf_counter() - (begun or time.perf_counter())
+    time.sleep(random.uniform(0, spent / 2))  # noqa: S311 - meant to be unforeseen
+    _kill_all(run)
+    return steps_done(folder, method)
+
+
+def steps_done(folder: Path, method: str = "stego") -> int:
+    """Steps that a run's checkpoint holds; -1 where there is none yet."""
+    path = _checkpoint(folder, method)
+    return load_tensors(path)[1]["step"] if path.is_file() else -1
+
+
+def kept(folder: Path, method: str = "stego") -> Kept:
+    """Read what a finished run left.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    meta = load_tensors(_checkpoint(folder, method))[1]
+    weights = load_tensors(folder / "models" / f"{method}-seed0.safetensors")[0]
+    return Kept(History.from_json(meta["history"]), weights)
+
+
+def differences(one: Kept, other: Kept) -> dict[str, float]:
+    """Largest differences of two runs: of "loss", over all steps, and of "weights"."""
+    losses = one.history.series("loss") - other.history.series("loss")
+    pairs = zip(_in_order(one.weights), _in_order(other.weights), strict=True)
+    weights = [float((a.double() - b.double()).abs().max()) for a, b in pairs]
+    return {"loss": float(abs(losses).max()), "weights": max(weights)}
+
+
+def _in_order(weights: Mapping[str, Tensor]) -> list[Tensor]:
+    return [weights[name] for name in sorted(weights)]
+
+
+def _checkpoint(folder: Path, method: str) -> Path:
+    return folder / "checkpoints" / f"{method}-seed0.safetensors"
+
+
+def _start(words: list[str], folder: Path) -> subprocess.Popen:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("w") as log:
+        return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _kill_all(run: subprocess.Popen) -> None:
+    """The launcher, and what it has started."""
+    try:
+        family = psutil.Process(run.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    run.kill()  # first: it would start its children anew, or report their end
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    run.wait()
+    psutil.wait_procs(family)
+
+
+def _failed(folder: Path) -> RuntimeError:
+    said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    last = "\n".join(said.splitlines()[-LAST:])
+    return RuntimeError(f"the training in {folder.name} failed:\n{last}")
