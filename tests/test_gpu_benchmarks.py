@@ -199,6 +199,22 @@ def test_a_batch_too_large_for_the_memory_is_not_the_end():
     )  # every step is too slow
 
 
+def test_what_libraries_say_of_too_large_a_batch_is_understood():
+    work = toy()
+    plain, capacity = work.loss, 8
+
+    def loss(model, batch, step):
+        if len(batch["x"]) > capacity:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+        return plain(model, batch, step)
+
+    work.loss = loss
+    assert trainings.batch_that_fits(work, 16, 10.0) == (8, True)
+    capacity = 3
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        trainings.batch_that_fits(work, 16, 10.0)
+
+
 def test_other_errors_are_told():
     work = toy()
     work.loss = lambda model, batch, step: {"loss": torch.tensor(1.0)}

@@ -210,6 +210,12 @@ def batch_that_fits(
             work.synchronise()
         except torch.cuda.OutOfMemoryError:
             return False
+        except RuntimeError:
+            # Libraries that find no memory, or too many numbers for 32 bits, say so in
+            # words of their own; the preset's own batch has been trained before.
+            if batch <= work.batch:
+                raise
+            return False
         return None if time.perf_counter() - begun > 2 * limit else True
 
     def tried(batch: int) -> bool | None:
