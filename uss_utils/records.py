@@ -131,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not readable JSON ({error}); delete it and evaluate again"
         ) from error
-    missing = sorted({*GROUP, "protocol", "seed"} - record.keys())
+    missing = sorted({*GROUP, "protocol", "seed", "images"} - record.keys())
     wrong = f"{', '.join(missing)} missing" if missing else _wrong(record)
     if wrong:
         raise ValueError(

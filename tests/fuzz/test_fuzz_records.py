@@ -133,6 +133,14 @@ def test_damaged_records(data, good, tmp_path):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["images", "seed", "protocol", "backbone"])
+def test_records_without_what_tables_need(name, good, tmp_path):
+    record = {key: value for key, value in good.items() if key != name}
+    (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"a.json is not a record .*: {name} missing"):
+        use(tmp_path)
+
+
 @given(value=st.one_of(st.floats(), st.integers(), JUNK), data=st.data())
 def test_scores_that_are_no_scores_are_left_out(value, data, good, tmp_path):
     record = copy.deepcopy(good)
