@@ -1,9 +1,10 @@
-"""What the chapter on scaling up measures: parts of a step, runs that are killed.
+"""What the chapter on scaling up measures: steps, parts of a batch, killed runs.
 
 Trainings get processes of their own: started by the commands that a person would type,
 watched through their checkpoint, killed without warning.
 """
 
+import copy
 import random
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import psutil
+import torch
 from torch import Tensor, nn
 
 from uss_utils.batches import batch_indices
 from uss_utils.checkpoints import load_tensors
 from uss_utils.environment import generator
 from uss_utils.history import History
+from uss_utils.training import fit
 
 LOG = "log.txt"
 LAST = 20  # lines of a failed run that are told
@@ -71,6 +74,53 @@ def step_seconds(
         rows.append([b - a for a, b in zip(times, times[1:], strict=False)])
     each = zip(*rows[1:], strict=True)
     return dict(zip(names, map(median, each), strict=True))
+
+
+def in_parts(
+    model: nn.Module,
+    loss: Callable[..., dict[str, Tensor]],
+    items: Tensor,
+    parts: int = 2,
+    steps: int = 5,
+) -> float:
+    """Largest difference of weights between whole batches and batches in parts.
+
+    Args:
+        model: stays as it is; copies of it are trained.
+        loss: as for :func:`uss_utils.training.fit`.
+        items: shape (N, ...); a batch is half of them.
+        parts: that a batch is computed in.
+        steps: of plain gradient descent.
+    """
+    ends = []
+    for accumulate in (1, parts):
+        own = copy.deepcopy(model)
+        fit(
+            own,
+            loss,
+            _Items(items),
+            steps=steps,
+            batch_size=len(items) // 2,
+            accumulate=accumulate,
+            optimisers=torch.optim.SGD(own.parameters(), lr=0.1),
+            device="cpu",
+            progress=None,
+        )
+        ends.append(nn.utils.parameters_to_vector(own.parameters()).detach())
+    return float((ends[0] - ends[1]).abs().max())
+
+
+class _Items:
+    """Rows of a tensor, as a training fetches them."""
+
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.rows[indices]
 
 
 def command(
@@ -143,7 +193,8 @@ def kill(words: list[str], folder: Path, step: int, method: str = "stego") -> in
         if begun is None and done >= 0:
             begun = time.perf_counter()
         time.sleep(PAUSE)
-    spent = time.perf_counter() - (begun or time.perf_counter())
+    now = time.perf_counter()
+    spent = now - (begun or now)
     time.sleep(random.uniform(0, spent / 2))  # noqa: S311 - meant to be unforeseen
     _kill_all(run)
     return steps_done(folder, method)

@@ -258,6 +258,7 @@ def overlaid(
     right.text(0, rounding, "one rounding of float32", fontsize=8, va="bottom")
     if all((each == first).all() for each in series.values()):
         place = {"transform": right.transAxes, "ha": "center", "va": "center"}
+        place["bbox"] = {"facecolor": "white", "edgecolor": "none"}
         right.text(0.5, 0.65, "zero: not one bit differs", **place)
     left.legend()
     return figure
