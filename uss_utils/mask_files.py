@@ -105,7 +105,7 @@ def decode(path: Path, binary: bool) -> Tensor:
     """
     try:
         with opened(path, "mask") as file:
-            values = np.array(file) if binary else stored_values(file)
+            values, stored = np.array(file), stored_values(file)
     except OSError as error:
         raise ValueError(
             f"{path} is no readable mask ({reason(error.__cause__ or error)}); delete "
@@ -117,9 +117,9 @@ def decode(path: Path, binary: bool) -> Tensor:
             "channel of bytes; a mask is a grey picture, 0 outside of the object"
         )
     if values.dtype == np.bool_ or not binary:
-        return torch.from_numpy(values.astype(np.uint8))
-    level = 0 if values.max() <= 1 else HALF
-    return torch.from_numpy((values > level).astype(np.uint8))
+        return torch.from_numpy(stored.astype(np.uint8))
+    inside = stored > 0 if stored.max() <= 1 else values > HALF
+    return torch.from_numpy(inside.astype(np.uint8))
 
 
 def released(

@@ -133,7 +133,9 @@ def test_huge_declared_size(width, height, kind, tmp_path):
     assume(width * height > 2e8 or not width * height)
     path = tmp_path / "a.png"
     path.write_bytes(resized(kind, width, height))
-    assert check_reading(path) is None
+    image = check_reading(path)
+    # Sides of 16 bits wrap around here; a GIF's frames have sizes of their own.
+    assert image is None or kind in ("gif", "jpeg")
 
 
 def resized(kind, width, height):

@@ -46,7 +46,9 @@ def normalise(image: Tensor | np.ndarray) -> Tensor:
     """
     if isinstance(image, np.ndarray):
         # Pillow hands out read-only arrays, flips give negative strides: copy those.
-        image = torch.from_numpy(np.require(image, requirements="CW"))
+        if not image.flags.writeable or min(image.strides, default=0) < 0:
+            image = image.copy()
+        image = torch.from_numpy(image)
     if image.dtype != torch.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
         raise ValueError(
             "normalise expects uint8 RGB of shape (H, W, 3) or (B, H, W, 3), got "
