@@ -105,7 +105,8 @@ def decode(path: Path, binary: bool) -> Tensor:
     """
     try:
         with opened(path, "mask") as file:
-            values, stored = np.array(file), stored_values(file)
+            stored = stored_values(file)
+            values = np.array(file)
     except OSError as error:
         raise ValueError(
             f"{path} is no readable mask ({reason(error.__cause__ or error)}); delete "

@@ -193,6 +193,9 @@ def stored_values(file: Image.Image) -> np.ndarray:
 
     Programs that make PNGs smaller store few ids in 2 or 4 bits, grey: Pillow would
     stretch these to 0..255.
+
+    Args:
+        file: nothing of it was decoded yet; then Pillow forgets how it is stored.
     """
     raw = file.tile[0].args if file.tile else None
     raw = raw[0] if isinstance(raw, tuple | list) and raw else raw
