@@ -46,8 +46,8 @@ def download(
     --data-root says. A broken download is continued by the same command.
     """
     from uss_utils import datasets
-    from uss_utils.datasets.coco_download import download_coco, download_cocostuff
     from uss_utils.datasets.camvid_download import download_camvid
+    from uss_utils.datasets.coco_download import download_coco, download_cocostuff
     from uss_utils.datasets.voc_download import download_voc
 
     by_split = {
