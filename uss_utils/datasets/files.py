@@ -149,11 +149,12 @@ def stored_size(path: Path, upright: bool = True) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("32-bit values; convert it to 8 or 16 bits per channel")
         # 65535 = 257 * 255, so this is the exact rounded rescaling.
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        values = (values.astype(np.int32) + 128) // 257
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point values; convert it to 8 or 16 bits")
     if image.has_transparency_data:
