@@ -182,14 +182,17 @@ def test_settings_that_are_taken_train_a_model(method, data, tmp_path_factory):
 
 # -------------------------------------------------------------------- the command line
 
+# No line breaks, no pages: messages repeat words as they were typed.
 VALUES = st.one_of(
     st.sampled_from(
-        ["", "0", "-1", "1", "3", "2.5", "nan", "1e999", "9" * 5000, "None", "[]", "x"]
+        ["", "0", "-1", "1", "3", "2.5", "nan", "1e999", "9" * 300, "None", "[]", "x"]
     ),
     st.sampled_from(["smoke", "scenes", "camvid-tiny", "train", "eval", "auto", "cpu"]),
-    st.sampled_from(["cuda:99", "meta", "224", "64x96", "0x0", "bilinear", "¹", "\n"]),
+    st.sampled_from(["cuda:99", "meta", "224", "64x96", "0x0", "bilinear", "¹", " "]),
     st.sampled_from(["nowhere", ".", "FILE", "FOLDER", "MODEL", "PICTURES", "NAMES"]),
-    st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.text(
+        alphabet=st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=8
+    ),
 )
 FIELDS = st.sampled_from(
     ["steps", "n_train", "dim", "lr", "base", "start", "size", "seed", "name", "root"]
