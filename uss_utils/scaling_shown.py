@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from uss_utils.colours import to_rgb
 from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
@@ -242,11 +243,11 @@ def overlaid(
             ax.axvline(step - 0.5, color="0.5", lw=1, ls="--")
         left.annotate(
             words,
-            (step - 0.5, 0.97),
+            (step - 0.5, 0.03),
             xycoords=("data", "axes fraction"),
             xytext=(3, 0),
             textcoords="offset points",
-            va="top",
+            va="bottom",
             fontsize=8,
         )
     left.set(xlabel="step", title=title or "the loss")
@@ -260,6 +261,8 @@ def overlaid(
         place = {"transform": right.transAxes, "ha": "center", "va": "center"}
         place["bbox"] = {"facecolor": "white", "edgecolor": "none"}
         right.text(0.5, 0.65, "zero: not one bit differs", **place)
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend()
     return figure
 
