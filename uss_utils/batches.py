@@ -48,8 +48,8 @@ class Batches:
         batch_size: items per step, over all processes and parts.
         seed: of the order.
         drop_last: leave out an epoch's incomplete last batch.
-        parts: of a batch, nearly equal; fewer where each would have less than one item
-            per process.
+        parts: of a batch, nearly equal; fewer where one would have a single item, or
+            fewer items than there are processes.
         workers: number of processes.
 
     Raises:
@@ -85,7 +85,8 @@ class Batches:
     def __call__(self, index: int) -> tuple[int, list[tuple[Tensor, Any]]]:
         """Epoch, and indices and content of every part, of step ``index``."""
         items = self.order(index)
-        parts = items.tensor_split(min(self.parts, len(items) // self.workers))
+        most = max(1, len(items) // max(2, self.workers))
+        parts = items.tensor_split(min(self.parts, most))
         found = [(part, self._load(index, k, part)) for k, part in enumerate(parts)]
         return index // self.per_epoch, found
 

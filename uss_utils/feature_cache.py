@@ -90,8 +90,15 @@ class FeatureCache:
         key = content_key(backbone, dataset)
         path = _default(key, backbone, dataset) if folder is None else Path(folder)
         path = path.expanduser()
-        with explained(path):
-            path.mkdir(parents=True, exist_ok=True)
+        if ranks.is_main():
+            with explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+        ranks.barrier()
+        if not ranks.everywhere(path.is_dir()):
+            raise ValueError(
+                f"not all machines see {path}: set USS_DATA to a folder that they "
+                "share, or keep no features (-s cache=images)"
+            )
         settings = {"batch_size": batch_size, "autocast": autocast}
         place = pick_device(str(device_of(backbone) if device is None else device))
         with locked(path) if ranks.is_main() else nullcontext():

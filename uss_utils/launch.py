@@ -8,6 +8,7 @@ environment.
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -53,16 +54,37 @@ def together(device: str = "auto") -> Iterator[None]:
     if place.type == "cuda" and local >= torch.cuda.device_count():
         raise ValueError(
             f"process {local} of this machine has no GPU: there are only "
-            f"{torch.cuda.device_count()}; launch as many processes"
+            f"{torch.cuda.device_count()}; launch as many processes, and let each see "
+            "all GPUs of its machine"
         )
     PartialState(cpu=place.type == "cpu", timeout=PATIENCE)
+    if not torch.distributed.is_initialized():
+        raise ValueError(
+            "WORLD_SIZE names several processes, but nothing joins them; start with "
+            "accelerate launch or torchrun, which also set RANK, LOCAL_RANK, "
+            "MASTER_ADDR and MASTER_PORT; Apple's GPUs train alone (--device cpu)"
+        )
     try:
         with contextlib.nullcontext() if ranks.is_main() else _quiet():
             yield
             ranks.barrier()
+    except BaseException as error:
+        _leave_at_once(error)
+        raise
     finally:
         torch.distributed.destroy_process_group()
         PartialState._reset_state()
+
+
+def _leave_at_once(error: BaseException) -> None:
+    """End this process, so that the launcher ends the others.
+
+    They may be waiting for it in an exchange; NCCL's group is not left before that is
+    over. Other groups are: there the error takes its usual way.
+    """
+    if torch.distributed.get_backend() == "nccl":
+        print(f"error: process {ranks.rank()}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _quiet() -> contextlib.redirect_stdout:

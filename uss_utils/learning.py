@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from uss_utils import ranks
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.environment import generator, pick_device
 from uss_utils.evaluation import evaluate_together, fit_map
@@ -153,8 +154,9 @@ def fixed_map(
         width = next(maps).shape[1]
         return Standardise(torch.zeros(width)).to(device)
     rows = random_patches(maps, len(source), TOKENS, generator(cfg.seed))
-    fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim)
-    return fixed.to(device)
+    fixed = fit_standardise(rows, cfg.standardise, cfg.whiten_dim).to(device)
+    ranks.alike(fixed)
+    return fixed
 
 
 def plain(backbone: Frozen) -> Frozen:
@@ -240,6 +242,7 @@ def finish(
     segmenter = assemble(method, cfg, material, head, readout).to(material.device)
     if cfg.probes == "after":
         refit(segmenter, material, cfg.seed)
+    ranks.alike(*segmenter.parts().values())
     if material.dataset.has_labels:
         feat = None
         if material.source.where == "memory":

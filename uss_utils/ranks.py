@@ -11,7 +11,7 @@ Collective calls: all processes make them, in the same order.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
@@ -68,6 +68,26 @@ def total(x: Tensor) -> Tensor:
     return found.to(x.device)
 
 
+def everywhere(true: bool) -> bool:
+    """Whether it is so in all processes."""
+    return all(counts(int(true)))
+
+
+def alike(*modules: nn.Module) -> None:
+    """Give all processes the first one's weights and buffers, in place.
+
+    What every process computes for itself, on another kind of machine perhaps, differs
+    by rounding.
+    """
+    if world_size() == 1:
+        return
+    for module in modules:
+        for value in module.state_dict().values():
+            shared = value.to(_place() or value.device).contiguous()
+            dist.broadcast(shared, 0)
+            value.copy_(shared)
+
+
 def _place() -> torch.device | None:
     """Where NCCL wants what it exchanges; elsewhere anything goes."""
     return torch.device("cuda") if dist.get_backend() == "nccl" else None
@@ -80,9 +100,10 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    own = x.to(_place() or x.device).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(x.device)
 
 
 def counts(n: int, device: torch.device | str = "cpu") -> list[int]:
@@ -123,6 +144,4 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
-        total = upstream.contiguous().clone()
-        dist.all_reduce(total)
-        return total.split(ctx.counts)[rank()], None
+        return total(upstream.contiguous()).split(ctx.counts)[rank()], None

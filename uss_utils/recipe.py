@@ -199,7 +199,7 @@ class LearnedRecipe(Recipe):
     cluster_lr: NotNegative = 5e-3
     probes: Literal["alongside", "after"] = "alongside"
     precision: Literal["no", "bf16", "fp16"] = "no"
-    accumulate: int = 1
+    accumulate: Count = 1
 
     def of_training(self) -> dict[str, Any]:
         """What a checkpoint has to agree with: all that is no matter of the machine."""

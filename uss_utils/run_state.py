@@ -21,6 +21,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim import Optimizer
 
+from uss_utils import ranks
 from uss_utils.checkpoints import flatten, load_tensors, save_tensors, unflatten
 from uss_utils.environment import pick_device, seed_all, slow_bf16
 from uss_utils.history import History
@@ -244,10 +245,17 @@ class RunState:
             Number of steps done and the history of them.
 
         Raises:
-            ValueError: the file is damaged, foreign, or of other settings.
+            ValueError: the file is damaged, foreign, of other settings, or not all
+                processes see it.
         """
-        if self.path is None or not self.path.exists():
+        there = self.path is not None and self.path.exists()
+        if ranks.everywhere(not there):
             return 0, History()
+        if not ranks.everywhere(there):
+            raise ValueError(
+                f"not all machines see the checkpoint {self.path}: --out has to name a "
+                "folder that they share"
+            )
         tensors, meta = load_tensors(self.path, kind=KIND)
         self._compare(meta.get("settings"))
         try:

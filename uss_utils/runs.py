@@ -291,17 +291,22 @@ def rescore(
 def _classified(
     cfg: Recipe, segmenter: Segmenter, recipe: ClassifierRecipe, protocol: EvalProtocol
 ) -> dict[str, Any]:
-    """Scores of a linear classifier that learned on the labelled training images."""
+    """Scores of a linear classifier that learned on the labelled training images.
+
+    Several processes do not share this work: each does it, all get the same.
+    """
     probe, _ = train_linear_classifier(
         segmenter.code,
         cfg.override(train_split="train").open("train"),
         recipe,
         device=segmenter.device,
-        progress=True,
+        progress=ranks.is_main(),
     )
     params = protocol.crf_params if protocol.crf else None
     found = score_linear_classifier(
-        segmenter.code, probe, cfg.open("val"), crf_params=params, progress=True
+        *(segmenter.code, probe, cfg.open("val")),
+        crf_params=params,
+        progress=ranks.is_main(),
     )
     return found | {"recipe": asdict(recipe), "crf": protocol.crf}
 

@@ -87,7 +87,8 @@ class FeatureSource:
             OSError: the disk is too full for the chosen cache.
         """
         shape = feature_shape(backbone, dataset)
-        where = choose(shape) if cache == "auto" else cache
+        # One decision for all: free disks differ from machine to machine.
+        where = ranks.from_main(choose(shape) if cache == "auto" else cache)
         size = 4 if where == "memory" else 2
         n_bytes = size * torch.Size(shape).numel()
         text = " x ".join(map(str, shape))

@@ -200,6 +200,7 @@ def fit(
             state.alone(),
         ):
             start, history = state.resume()
+            accelerator.wait_for_everyone()  # before the first one writes
             state.save(start, history)
             begun = time.perf_counter() - history.seconds
             shown = progress if accelerator.is_main_process else None

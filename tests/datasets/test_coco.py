@@ -114,4 +114,6 @@ def test_check(tmp_path, monkeypatch):
     monkeypatch.setitem(cocostuff.IMAGES, "train", 3)
     assert datasets.check("coco", tmp_path).complete
     (coco.image_folder(tmp_path, "train") / f"{NAMES[2]}.jpg").write_bytes(b"no image")
-    assert f"[FAIL] cannot read picture {tmp_path}" in str(datasets.check("coco", tmp_path))
+    assert f"[FAIL] cannot read picture {tmp_path}" in str(
+        datasets.check("coco", tmp_path)
+    )

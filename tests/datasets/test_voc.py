@@ -223,7 +223,9 @@ def test_incomplete_or_foreign_sbd(tmp_path):
     with pytest.raises(ValueError, match="holds GTinst, but no array named 'GTcls"):
         sbd.make_trainaug(tmp_path, **QUIET)
     scipy.io.savemat(path, {"GTcls": {"Boundaries": 1}})
-    with pytest.raises(ValueError, match="Segmentation' in .* is absent among .* Bound"):
+    with pytest.raises(
+        ValueError, match="Segmentation' in .* is absent among .* Bound"
+    ):
         sbd.make_trainaug(tmp_path, **QUIET)
     scipy.io.savemat(path, {"GTcls": {"Segmentation": np.full((4, 4), 21, np.uint8)}})
     with pytest.raises(ValueError, match="holds id 21; SBD's labels have ids 0..20"):

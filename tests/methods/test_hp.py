@@ -21,6 +21,7 @@ from uss_utils.local_attention import (
 from uss_utils.methods import hp
 from uss_utils.methods.hp import Config
 from uss_utils.positives import HiddenPositives, _weigh
+from uss_utils.schedules import EMA
 
 TAU, RHO, LAM, SIDE = 0.6, 0.2, 0.4, 4
 N_PATCHES = SIDE * SIDE
@@ -395,6 +396,20 @@ def test_recent_patches_go_round():
         net.remember(torch.full((3, 6, 2, 2), k + 1.0), generator(k))
     assert net.recent[:, 0].tolist() == [3, 3, 1, 2, 2, 2, 3]
     assert net.turn == 2
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_teacher_moves_once_per_step_however_many_parts(monkeypatch, parts):
+    moved, follow = [], EMA.update
+
+    def update(self, *args):
+        moved.append(args)
+        follow(self, *args)
+
+    monkeypatch.setattr(EMA, "update", update)
+    cfg = smoke(steps=2, batch_size=8, accumulate=parts)
+    hp.train(cfg, hp.prepare(cfg, stripes(n=8)))
+    assert len(moved) == 2
 
 
 def test_renewed_pool_is_the_teacher_on_recent_patches():

@@ -13,10 +13,11 @@ _shared: Any = None
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Processor cores for this process: its share where several train together."""
+    found = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found = len(os.sched_getaffinity(0))
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def spread(

@@ -144,6 +144,7 @@ class HPTrainer(nn.Module):
         feat_aug: Tensor | None = None,
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
+        move: bool = True,
     ) -> dict[str, Tensor | float]:
         """Losses of a batch; the teacher moves after it has been used.
 
@@ -155,6 +156,7 @@ class HPTrainer(nn.Module):
             feat_aug: features of the photometric twins; None: no consistency term.
             uniform: draw of the kept negatives, shape (h w, B h w); None draws it.
             generator: CPU generator of dropout and negatives.
+            move: let the teacher follow; of a batch in parts, with the last one.
 
         Returns:
             Scalars: "loss" = contrast + alpha consistency + linear + cluster, these
@@ -166,7 +168,8 @@ class HPTrainer(nn.Module):
             guide = F.normalize(_rows(model.drop(feat, generator)), dim=1)
             slow = model.drop(model.teacher(feat, generator).float(), generator)
             slow = F.normalize(_rows(slow), dim=1)
-            model.average.update(0, 1)
+            if move:
+                model.average.update(0, 1)
         mixed = model.drop(mix_local(code, weights), generator)
         z, z_mix = model.project(code), model.project(mixed)
         if uniform is None:

@@ -305,7 +305,10 @@ def train(
             twin = twin_features(cfg, material, batch["image"], n, draw)
         lam = lambda_schedule(step.index, step.total, cfg.warmup)
         found = model.step(
-            *(feat, weights, batch.get("label"), lam), feat_aug=twin, generator=draw
+            *(feat, weights, batch.get("label"), lam),
+            feat_aug=twin,
+            generator=draw,
+            move=step.part == step.parts - 1,
         )
         model.model.remember(feat, draw)
         return found

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uss_utils import learning
+from uss_utils import learning, ranks
 from uss_utils.coded import Coded
 from uss_utils.datasets import SegmentationDataset
 from uss_utils.environment import generator
@@ -354,6 +354,7 @@ def _linear(
 
 def _named(material: MaskedMaterial, segmenter: Segmenter) -> Segmenter:
     """The model with its clusters named by the training labels, where there are any."""
+    ranks.alike(*segmenter.parts().values())
     if material.dataset.has_labels:
         kept = material.base is None and material.source.where == "memory"
         feat = material.source.inputs(range(len(material.source))) if kept else None
