@@ -9,7 +9,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -163,9 +164,9 @@ def train(words: list[str], folder: Path) -> None:
     Raises:
         RuntimeError: it failed; the message ends with what it said last.
     """
-    run = _start(words, folder)
-    if run.wait():
-        raise _failed(folder)
+    with _running(words, folder) as run:
+        if run.wait():
+            raise _failed(folder)
 
 
 def kill(words: list[str], folder: Path, step: int, method: str = "stego") -> int:
@@ -185,18 +186,16 @@ def kill(words: list[str], folder: Path, step: int, method: str = "stego") -> in
     Raises:
         RuntimeError: the run failed by itself.
     """
-    run = _start(words, folder)
-    begun = None
-    while (done := steps_done(folder, method)) < step:
+    with _running(words, folder) as run:
+        begun = time.perf_counter()
+        while (done := steps_done(folder, method)) < step and run.poll() is None:
+            if done < 0:
+                begun = time.perf_counter()
+            time.sleep(PAUSE)
         if run.poll():
             raise _failed(folder)
-        if begun is None and done >= 0:
-            begun = time.perf_counter()
-        time.sleep(PAUSE)
-    now = time.perf_counter()
-    spent = now - (begun or now)
-    time.sleep(random.uniform(0, spent / 2))  # noqa: S311 - meant to be unforeseen
-    _kill_all(run)
+        spent = time.perf_counter() - begun
+        time.sleep(random.uniform(0, spent / 2))  # noqa: S311 - meant to be unforeseen
     return steps_done(folder, method)
 
 
@@ -233,18 +232,23 @@ def _checkpoint(folder: Path, method: str) -> Path:
     return folder / "checkpoints" / f"{method}-seed0.safetensors"
 
 
-def _start(words: list[str], folder: Path) -> subprocess.Popen:
+@contextmanager
+def _running(words: list[str], folder: Path) -> Iterator[subprocess.Popen]:
+    """A run that is killed, if it still runs, when the block is left."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("w") as log:
-        return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield run
+    finally:
+        _kill_all(run)
 
 
 def _kill_all(run: subprocess.Popen) -> None:
-    """The launcher, and what it has started."""
-    try:
-        family = psutil.Process(run.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
+    """The launcher, and what it has started; nothing if it has ended."""
+    if run.poll() is not None:
+        return
+    family = psutil.Process(run.pid).children(recursive=True)
     run.kill()  # first: it would start its children anew, or report their end
     for process in family:
         try:
