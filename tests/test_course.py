@@ -284,7 +284,7 @@ class TestSideBySide:
             "    time.sleep(0.1)\n"
             "assert os.environ['OMP_NUM_THREADS'] == '1'"
         )
-        monkeypatch.setattr(course, "GATHERING", ("00_c",))
+        monkeypatch.setattr(course, "LAST", ("00_c",))
         paths = [
             write(
                 tmp_path / "00_c.ipynb",
