@@ -5,6 +5,7 @@ watched through their checkpoint, killed without warning.
 """
 
 import copy
+import os
 import random
 import subprocess
 import sys
@@ -236,8 +237,10 @@ def _checkpoint(folder: Path, method: str) -> Path:
 def _running(words: list[str], folder: Path) -> Iterator[subprocess.Popen]:
     """A run that is killed, if it still runs, when the block is left."""
     folder.mkdir(parents=True, exist_ok=True)
+    # As many threads as here: other numbers round sums differently.
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     with (folder / LOG).open("w") as log:
-        run = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=env)
     try:
         yield run
     finally:
