@@ -286,7 +286,7 @@ def test_bad_input_is_explained():
 def test_bad_parameters_are_explained():
     with pytest.raises(ValueError, match="iterations=0 has to lie in"):
         CRFParams(iterations=0)
-    with pytest.raises(ValueError, match="bilateral_compat is -1"):
+    with pytest.raises(ValueError, match="bilateral_compat=-1 has to be at least 0"):
         CRFParams(bilateral_compat=-1)
     with pytest.raises(ValueError, match="workers=0 and timeout=120.0"):
         CRFPool(0)

@@ -77,7 +77,7 @@ class Life:
 
     def steps(self) -> int:
         """Steps that the checkpoints keep."""
-        found = (self.folder / "runs" / "checkpoints").glob("*.safetensors")
+        found = (self.folder / "runs" / "checkpoints").glob("[!.]*.safetensors")
         return sum(load_tensors(path)[1]["step"] for path in found)
 
 

@@ -83,7 +83,8 @@ def make_trainaug(
         OSError: a file cannot be read or written.
     """
     root = voc.find_root(root)
-    target = root / voc.AUGMENTED
+    target, path = root / voc.AUGMENTED, voc.list_file(root, "trainaug")
+    clear_leftovers(path.parent, path.name)
     if is_made(root):
         return target
     ids = trainaug_ids(root)
@@ -104,7 +105,6 @@ def make_trainaug(
         for _ in made:
             pass
         paths.settle()
-        path = voc.list_file(root, "trainaug")
         if not path.is_file():  # comes last: where it is, everything is
             with atomic_file(path) as temporary:
                 text = "".join(f"{name}\n" for name in ids)
