@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING
 
+from uss_utils import sources
 from uss_utils.cost_facts import FP16, Facts
 from uss_utils.cost_passes import reached
 
@@ -77,7 +78,9 @@ def _features(known: Facts) -> Iterable[str]:
     yield f"{shape}, {words}{kept}"
     if known.place == "images":
         disk = size_words(FP16 * prod(known.shape))
-        yield f"a cache would take {disk} of disk, more than half of what is free"
+        large = sources.choose(known.shape) == "images"
+        why = "more than half of what is free" if large else "none was asked for"
+        yield f"a cache would take {disk} of disk; {why}"
 
 
 def _files(cost: "Cost") -> Iterable[str]:

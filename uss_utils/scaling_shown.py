@@ -15,19 +15,23 @@ from uss_utils.figures import ACCENT, PLAIN, WIDTH, new_axes, new_figure
 
 PARTS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")
 PROCESSES = (PLAIN, ACCENT, "#55a868", "#8172b3")
+# Runs on top of each other: line, width, opacity, colour.
+CURVES = (("-", 6.0, 0.35), ("-", 1.4, 1.0), (":", 2.2, 1.0), ("--", 1.2, 1.0))
+COLOURS = ("0.3", ACCENT, PLAIN, "#55a868")
 # Bits of a number: sign, exponent (how far it reaches), fraction (how fine it is).
-FORMATS = {"float32": (1, 8, 23), "float16": (1, 5, 10), "bfloat16": (1, 8, 7)}
+FORMATS = {
+    "float32": (1, 8, 23),
+    "float16 (fp16)": (1, 5, 10),
+    "bfloat16 (bf16)": (1, 8, 7),
+}
 BITS = {"sign": "#8c8c8c", "exponent": ACCENT, "fraction": PLAIN}
 
 
-def time_bars(
-    rows: Mapping[str, Mapping[str, float]], *, unit: str = "s", title: str = ""
-) -> Figure:
+def time_bars(rows: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
     """Where the time goes: one bar per row, cut into parts.
 
     Args:
-        rows: name of a bar -> part -> how much of it; all with the same parts.
-        unit: of the numbers.
+        rows: name of a bar -> part -> seconds per step; all with the same parts.
         title: the finding.
 
     Raises:
@@ -46,14 +50,14 @@ def time_bars(
             label = name if y == 0 else None
             ax.barh(y, width, 0.62, left, color=colour, label=label)
             if width > 0.07 * whole:
-                words = f"{width:.2g} {unit}"
+                words = f"{width:.2g} s"
                 middle = left + width / 2
                 ax.text(middle, y, words, ha="center", va="center", color="white")
             left += width
-        ax.text(left + 0.01 * whole, y, f"{left:.2g} {unit}", va="center", ha="left")
+        ax.text(left + 0.01 * whole, y, f"{left:.2g} s", va="center", ha="left")
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.12 * whole), title=title)
-    ax.set_xlabel(f"{unit} per step")
+    ax.set_xlabel("seconds per step")
     ax.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=len(names))
     return figure
@@ -71,10 +75,12 @@ def number_formats() -> Figure:
                 ax.add_patch(box)
                 x += 1
         _, exponent, fraction = widths
-        words = f"{sum(widths)} bits: reach {exponent}, fineness {fraction}"
+        words = (
+            f"{sum(widths)} bits: {exponent} for the reach, {fraction} for the fineness"
+        )
         ax.text(x + 0.4, y, words, va="center", fontsize=9)
         ax.text(-0.4, y, name, ha="right", va="center", weight="bold")
-    ax.set(xlim=(-4.5, 43), ylim=(2.6, -0.6))
+    ax.set(xlim=(-9.5, 56), ylim=(2.6, -0.6))
     ax.axis("off")
     handles = [Patch(color=colour, label=name) for name, colour in BITS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -169,6 +175,7 @@ def shared_batch(images: Sequence[Any], features: Sequence[Any]) -> Figure:
     words = {
         (0.03, middle): "equal generators:\nboth draw this batch,\neach reads its half",
         (5.0, middle): "rows are gathered",
+        (3.93, top + side + 0.2): "features (colours: PCA, notebook 02)",
     }
     for place, text in words.items():
         ax.text(*place, text, va="center", fontsize=9)
@@ -211,60 +218,70 @@ def _arrow(ax: Axes, start, end, style: str = "-|>") -> None:
 def overlaid(
     losses: Mapping[str, Any], *, marks: Mapping[str, float] | None = None, title=""
 ) -> Figure:
-    """Loss curves on top of each other, and how far they lie from the first one.
+    """Loss curves on top of each other; beside it, their distance from the first one.
+
+    Where all are equal one panel says so.
 
     Args:
-        losses: name of a run -> loss of every step.
+        losses: name of a run -> loss of every step; two to four runs.
         marks: words -> step at which a line is drawn.
         title: the finding.
 
     Raises:
-        ValueError: fewer than two runs, or of different length.
+        ValueError: not two to four runs, or of different length.
     """
     series = {name: np.asarray(each, float) for name, each in losses.items()}
-    if len(series) < 2 or len({len(each) for each in series.values()}) != 1:
+    if (
+        not 2 <= len(series) <= len(CURVES)
+        or len({len(each) for each in series.values()}) != 1
+    ):
         raise ValueError(
-            "overlaid needs at least two runs of equal length, got "
+            "overlaid needs two to four runs of equal length, got "
             f"{[len(each) for each in series.values()]}"
         )
-    figure = new_figure(WIDTH, 2.9)
-    left, right = new_axes(figure, 1, 2)[0]
-    first = next(iter(series.values()))
-    styles = [("-", 6.0, 0.35), ("-", 1.4, 1.0), (":", 2.2, 1.0), ("--", 1.2, 1.0)]
-    for (name, each), style, colour in zip(
-        series.items(), styles, ("0.3", ACCENT, PLAIN, "#55a868"), strict=False
-    ):
-        line, width, alpha = style
-        left.plot(each, line, lw=width, alpha=alpha, color=colour, label=name)
-        if each is not first:
-            right.plot(abs(each - first), line, lw=width, color=colour, label=name)
-    for words, step in (marks or {}).items():
-        for ax in (left, right):
+    first, *others = series.values()
+    same = all((each == first).all() for each in others)
+    figure = new_figure(WIDTH * (0.65 if same else 1), 2.9)
+    axes = new_axes(figure, 1, 1 if same else 2)[0]
+    for number, (name, each) in enumerate(series.items()):
+        line, width, alpha = CURVES[number]
+        style = {"ls": line, "lw": width, "color": COLOURS[number], "label": name}
+        axes[0].plot(each, alpha=alpha, **style)
+        if number and not same:
+            axes[1].plot(abs(each - first), **style)
+    for ax in axes:
+        for height, (words, step) in enumerate((marks or {}).items()):
             ax.axvline(step - 0.5, color="0.5", lw=1, ls="--")
-        left.annotate(
-            words,
-            (step - 0.5, 0.03),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="bottom",
-            fontsize=8,
-        )
-    left.set(xlabel="step", title=title or "the loss")
-    right.set(xlabel="step", title="distance from the first run")
-    rounding = float(abs(first).max()) * 2.0**-23 or 1e-9
-    right.set_yscale("symlog", linthresh=rounding / 10)
-    right.set_ylim(0, 1e6 * rounding)
-    right.axhline(rounding, color="0.6", lw=1)
-    right.text(0, rounding, "one rounding of float32", fontsize=8, va="bottom")
-    if all((each == first).all() for each in series.values()):
-        place = {"transform": right.transAxes, "ha": "center", "va": "center"}
-        place["bbox"] = {"facecolor": "white", "edgecolor": "none"}
-        right.text(0.5, 0.65, "zero: not one bit differs", **place)
-    for ax in (left, right):
+            if ax is axes[0]:
+                _words_left_of(ax, words, step - 0.5, 0.03 + 0.08 * height)
+        ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend()
+    title = title or "the loss"
+    if same:
+        title += ": the difference is 0 everywhere"
+    else:
+        _distances(axes[1], float(abs(first).max()) * 2.0**-23 or 1e-9)
+    axes[0].set(ylabel="loss", title=title)
+    axes[0].legend(frameon=True, facecolor="white", edgecolor="none", framealpha=1.0)
     return figure
+
+
+def _words_left_of(ax: Axes, words: str, x: float, height: float) -> None:
+    """Words that end at a vertical line."""
+    options = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    options |= {"va": "bottom", "ha": "right", "fontsize": 8}
+    ax.annotate(words, (x, height), xytext=(-3, 0), **options)
+
+
+def _distances(ax: Axes, rounding: float) -> None:
+    """Powers of ten from one rounding on, and zero."""
+    ax.set_yscale("symlog", linthresh=rounding / 10)
+    ax.set_ylim(0, 1e6 * rounding)
+    ax.set_yticks([0, *10.0 ** (np.ceil(np.log10(rounding)) + np.arange(6))])
+    ax.axhline(rounding, color="0.6", lw=1)
+    options = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "top"}
+    ax.text(0.99, rounding, "one rounding of float32", fontsize=8, **options)
+    ax.set(ylabel="difference", title="distance from the first (colours as left)")
 
 
 def speedups(shares: Mapping[str, float], most: int = 16) -> Figure:
@@ -288,6 +305,6 @@ def speedups(shares: Mapping[str, float], most: int = 16) -> Figure:
         label = f"{name}: {share:.0%} shared"
         ax.plot(n, 1 / (1 - share + share / n), "o-", ms=3, color=colour, label=label)
     ax.set(xlabel="processes", ylabel="times as fast", xlim=(1, most), ylim=(0, most))
-    ax.set_title("without the cost of exchange")
+    ax.set_title("What is not shared sets the limit (exchange taken as free)")
     ax.legend(fontsize=9)
     return figure

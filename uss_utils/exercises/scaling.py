@@ -24,7 +24,8 @@ def cache_bytes() -> Iterator:
 def own_rows() -> Iterator:
     """``f(n, process, processes)``: first row, and the one after the last.
 
-    Consecutive shares, nearly equal; the first ones take what is left over.
+    Processes count from 0. Consecutive shares that differ by at most one row; the first
+    processes take the rows that are left over.
     """
     for n, processes in ((8, 2), (5, 2), (10, 4), (3, 3), (7, 1)):
         for process, own in enumerate(torch.arange(n).tensor_split(processes)):
