@@ -241,7 +241,7 @@ def overlaid(
         )
     first, *others = series.values()
     same = all((each == first).all() for each in others)
-    figure = new_figure(WIDTH * (0.65 if same else 1), 2.9)
+    figure = new_figure(WIDTH, 3.1)
     axes = new_axes(figure, 1, 1 if same else 2)[0]
     for number, (name, each) in enumerate(series.items()):
         line, width, alpha = CURVES[number]
@@ -262,7 +262,8 @@ def overlaid(
     else:
         _distances(axes[1], float(abs(first).max()) * 2.0**-23 or 1e-9)
     axes[0].set(ylabel="loss", title=title)
-    axes[0].legend(frameon=True, facecolor="white", edgecolor="none", framealpha=1.0)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(series))
     return figure
 
 
