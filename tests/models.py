@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-from uss_utils import backbones
+from uss_utils import backbones, ranks
 from uss_utils.datasets.base import SegmentationDataset
 from uss_utils.datasets.transforms import Transform
+from uss_utils.environment import generator
 from uss_utils.heads import Standardise
 from uss_utils.probes import ClusterProbe, LinearProbe
 from uss_utils.segmenter import Segmenter
@@ -82,3 +83,25 @@ def grey_model(table=None, linear=True, classes=CLASSES, **options) -> Segmenter
         preset="test",
         **options,
     )
+
+
+def check_shares(pairs, sizes, monkeypatch):
+    """Two processes draw a batch of five alike, and cut three and two of it.
+
+    Args:
+        pairs: has ``draw(indices, generator)``.
+        sizes: rows that each has.
+        monkeypatch: to be either process.
+    """
+    indices, draws = torch.tensor([0, 3, 1, 2, 3]), generator(0)
+    whole = pairs.draw(indices, draws)
+    cut = []
+    for own in (slice(0, 3), slice(3, 5)):
+        monkeypatch.setattr(ranks, "share", lambda n, own=own: own)
+        drawn = generator(0)
+        cut.append(pairs.draw(indices, drawn))
+        assert torch.equal(drawn.get_state(), draws.get_state())
+    for name, value in whole.items():
+        parts = [part[name] for part in cut]
+        assert [len(part) for part in parts] == sizes
+        torch.testing.assert_close(torch.cat(parts), value)

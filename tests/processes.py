@@ -9,6 +9,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def run_alone(*command):
+    """Run ``python *command`` in a fresh process with one thread, to its end.
+
+    For what forks: a process that has computed with torch can hang in a fork.
+    """
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
 def run_together(n, *command, timeout=240, threads=1, **env):
     """Run ``python *command`` n times at once, as the processes of one run.
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,7 +39,7 @@ def test_records_are_equal_down_to_every_pixel(runs):
     assert one == two
 
 
-def test_shared_cache_is_the_same_file(runs):
+def test_shared_cache_holds_the_same_features(runs):
     """The backbone sees 8 images instead of 16: rounding, then half precision."""
     one, two = (
         torch.from_numpy(features(root)).float().flatten(1) for root, _ in runs.values()
@@ -48,8 +49,6 @@ def test_shared_cache_is_the_same_file(runs):
 
 
 def features(root):
-    import numpy as np
-
     return np.load(only(root / "data", "features.npy"))
 
 

@@ -182,8 +182,8 @@ def train(
     A killed run continues, also with another number of processes: accelerate launch
     --num_processes 4 -m uss_utils train METHOD shares every batch by four GPUs. Writes
     into runs/PRESET: checkpoints/, models/METHOD-seedN.safetensors and records/, and
-    prints the scores. An unknown method, preset or
-    setting lists the known ones; what a preset holds stands in uss_utils/methods.
+    prints the scores. An unknown method, preset or setting lists the known ones; what a
+    preset holds stands in uss_utils/methods.
     """
     from uss_utils import methods, runs
     from uss_utils.evaluation import leaderboard

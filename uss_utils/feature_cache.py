@@ -109,7 +109,7 @@ class FeatureCache:
                     *(backbone, dataset),
                     start=done,
                     device=place,
-                    progress=progress and ranks.is_main(),
+                    progress=progress,
                     shared=True,
                     **settings,
                 )

@@ -114,7 +114,7 @@ class JoinedDropout(nn.Dropout):
         """Drop entries of (B, ...), as one process would of the whole batch."""
         if not self.training:
             return x
-        counts = ranks.counts(len(x), x.device)
+        counts = ranks.counts(len(x))
         whole = F.dropout(x.new_ones(sum(counts), *x.shape[1:]), self.p)
         return x * whole.split(counts)[ranks.rank()]
 

@@ -106,16 +106,15 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts).to(x.device)
 
 
-def counts(n: int, device: torch.device | str = "cpu") -> list[int]:
+def counts(n: int) -> list[int]:
     """The numbers that the processes give, in the order of their ranks.
 
     Args:
         n: this one's.
-        device: where the processes exchange tensors.
     """
     if world_size() == 1:
         return [n]
-    return gather(torch.tensor([n], device=device)).tolist()
+    return gather(torch.tensor([n])).tolist()
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return _GatherRows.apply(x, counts(len(x), x.device))
+    return _GatherRows.apply(x, counts(len(x)))
 
 
 class _GatherRows(torch.autograd.Function):

@@ -78,11 +78,10 @@ class Update:
             name: [group["lr"] for group in optimiser.param_groups]
             for name, optimiser in optimisers.items()
         }
-        self.wrapped = _Loss(model, loss_fn)
+        self.loss_of = _Loss(model, loss_fn)
         if accelerator.num_processes > 1:
             # Gradients are averaged only for what runs inside the wrapped forward.
-            self.wrapped = accelerator.prepare_model(self.wrapped)
-        self.loss_of = self.wrapped
+            self.loss_of = accelerator.prepare_model(self.loss_of)
 
     def __call__(self, parts: Sequence[tuple[Step, Any]]) -> dict[str, Any]:
         """Apply a step and return its row of figures.
@@ -95,7 +94,7 @@ class Update:
         n, found = sum(len(step.indices) for step, _ in parts), []
         for step, batch in parts:
             last = step.part == step.parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
                 share = len(step.indices) / n
                 found.append((share, self._add_gradients(step, batch, share)))
         row = {"step": step.index} | _mean(found)

@@ -1,6 +1,10 @@
 """A web server on this machine that can fail in every usual way."""
 
-from http.server import BaseHTTPRequestHandler
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from uss_utils.datasets import download
 
 CONTENT = bytes(range(256)) * 4096
 
@@ -39,3 +43,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+@contextmanager
+def serving(handler, monkeypatch, folder):
+    """A running server of this machine; data go below a folder, nobody waits."""
+    monkeypatch.setenv("USS_DATA", str(folder / "data"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.requests = []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -4,13 +4,13 @@ import hashlib
 import io
 import stat
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from tests.datasets.local_server import serving
 from tests.faults.writers import png, zipped
 from uss_utils.datasets import camvid, coco_download, download, voc_download
 from uss_utils.datasets.camvid_download import download_camvid
@@ -222,20 +222,12 @@ class Odd(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def odd(monkeypatch, tmp_path):
-    monkeypatch.setenv("USS_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
-        server.requests, server.left, server.fault = [], 0, ""
-        url = f"http://127.0.0.1:{server.server_port}/toy.bin"
+    with serving(Odd, monkeypatch, tmp_path) as server:
+        server.left, server.fault = 0, ""
         sha256 = hashlib.sha256(CONTENT).hexdigest()
-        remote = Remote("toy.bin", url, "none", 1, sha256=sha256)
+        remote = Remote("toy.bin", f"{server.url}/toy.bin", "none", 1, sha256=sha256)
         monkeypatch.setitem(REGISTRY, "toy", remote)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("fault", ["broken", "busy", "silent", "nonsense", "elsewhere"])

@@ -3,26 +3,17 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.faults.together import SHARED
+from tests.processes import run_alone
 from uss_utils import resumable
 
 
 def test_processes_that_write_the_same_at_once_do_no_harm():
-    """In a process of its own: forking one that has computed with torch can hang."""
     names = [*SHARED, "train stego"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.together", *names],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_alone("-m", "tests.faults.together", *names)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("as alone; one killed after") == len(names)
     assert "records of 4 processes: 41" in done.stdout

@@ -285,13 +285,19 @@ def test_metadata_that_is_nested_without_end(name, text, good, tmp_path):
 @given(data=st.data())
 def test_described_wrongly(name, data, good, tmp_path):
     """The JSON beside the tensors is of wrong types, incomplete or of huge numbers."""
-    kind, path = FORMATS[name], tmp_path / FORMATS[name].name
+
+    def change(tensors, meta):
+        meta = data.draw(changed_json(meta))
+        return tensors, meta if isinstance(meta, dict) else {"kind": meta}
+
+    check_changed(name, good, tmp_path, change)
+
+
+def check_changed(name, good, folder, change):
+    """A file of other content is read, or refused as documented, and stays."""
+    kind, path = FORMATS[name], folder / FORMATS[name].name
     path.write_bytes(good[name][0])
-    tensors, meta = load_tensors(path)
-    meta = data.draw(changed_json(meta))
-    if not isinstance(meta, dict):
-        meta = {"kind": meta}
-    save_tensors(path, tensors, meta)
+    save_tensors(path, *change(*load_tensors(path)))
     before = path.read_bytes()
     with documented(ValueError, OSError, path=path):
         kind.load(path)
@@ -327,14 +333,10 @@ def other_tensors(draw, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 @pytest.mark.parametrize("name", ["segmenter", "training"])
 @given(data=st.data())
 def test_other_tensors_than_described(name, data, good, tmp_path):
-    kind, path = FORMATS[name], tmp_path / FORMATS[name].name
-    path.write_bytes(good[name][0])
-    tensors, meta = load_tensors(path)
-    save_tensors(path, data.draw(other_tensors(tensors)), meta)
-    before = path.read_bytes()
-    with documented(ValueError, OSError, path=path):
-        kind.load(path)
-    assert path.read_bytes() == before
+    def change(tensors, meta):
+        return data.draw(other_tensors(tensors)), meta
+
+    check_changed(name, good, tmp_path, change)
 
 
 def test_weights_that_are_not_finite_are_no_model(good, tmp_path):

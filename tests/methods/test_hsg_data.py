@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.models import check_shares
 from tests.toy_images import Toy
-from uss_utils import ranks
 from uss_utils.datasets.transforms import IMAGENET_MEAN, Transform, denormalise
 from uss_utils.environment import generator
 from uss_utils.methods import _hsg_data as data
@@ -207,18 +207,7 @@ def test_draws_follow_the_generator_alone(views_of, monkeypatch):
 @BOTH
 def test_processes_cut_their_shares_of_one_batch(views_of, monkeypatch):
     pairs = views_of(pictures(), quarters(), size=16)
-    indices, draws = torch.tensor([0, 3, 1, 2, 3]), generator(0)
-    whole = pairs.draw(indices, draws)
-    cut = []
-    for own in (slice(0, 3), slice(3, 5)):
-        monkeypatch.setattr(ranks, "share", lambda n, own=own: own)
-        drawn = generator(0)
-        cut.append(pairs.draw(indices, drawn))
-        assert torch.equal(drawn.get_state(), draws.get_state())
-    for name, value in whole.items():
-        parts = [part[name] for part in cut]
-        assert [len(part) for part in parts] == [6, 4]
-        torch.testing.assert_close(torch.cat(parts), value)
+    check_shares(pairs, [6, 4], monkeypatch)
 
 
 def test_threads_change_nothing():

@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import RandomResizedCrop
 
-from uss_utils import datasets, ranks, views
+from tests.models import check_shares
+from uss_utils import datasets, views
 from uss_utils.datasets.transforms import Transform, denormalise
 from uss_utils.environment import generator
 from uss_utils.methods import _maskcontrast_data as data
@@ -104,18 +105,7 @@ def test_draws_follow_the_generator_alone(views_of, monkeypatch):
 @BOTH
 def test_processes_cut_their_shares_of_one_batch(views_of, monkeypatch):
     pairs = views_of(pictures(), centred(), size=16)
-    indices, draws = torch.tensor([0, 3, 1, 2, 3]), generator(0)
-    whole = pairs.draw(indices, draws)
-    cut = []
-    for own in (slice(0, 3), slice(3, 5)):
-        monkeypatch.setattr(ranks, "share", lambda n, own=own: own)
-        drawn = generator(0)
-        cut.append(pairs.draw(indices, drawn))
-        assert torch.equal(drawn.get_state(), draws.get_state())
-    for name, value in whole.items():
-        parts = [part[name] for part in cut]
-        assert [len(part) for part in parts] == [3, 2]
-        torch.testing.assert_close(torch.cat(parts), value)
+    check_shares(pairs, [3, 2], monkeypatch)
 
 
 def test_threads_change_nothing():

@@ -168,7 +168,7 @@ class HSGLoss:
         rows = everyone.pixels, everyone.pixel_segment, everyone.prototypes
         values = segment_contrast(*rows, labels, self.kappa, reduce=False).sum(1)
         # A sum over the share of each process, averaged over processes, is the mean.
-        counts = ranks.counts(len(everyone.pixels), values.device)
+        counts = ranks.counts(len(everyone.pixels))
         values = values / (sum(counts) / len(counts) or 1)
         return dict(zip(names, values, strict=True))
 
@@ -203,7 +203,7 @@ class HSGLoss:
 def _numbered(image_of_view: Tensor) -> Tensor:
     """Images of the views of all processes, numbered through."""
     index = image_index(image_of_view)
-    images = ranks.counts(int(index.max()) + 1, index.device)
+    images = ranks.counts(int(index.max()) + 1)
     return ranks.gather_rows(index + sum(images[: ranks.rank()]))
 
 

@@ -141,10 +141,10 @@ class Segments:
         """Segments of all processes, numbered through; pixels stay this one's."""
         if ranks.world_size() == 1:
             return self
-        rank, device = ranks.rank(), self.pixels.device
-        views = ranks.counts(self.shape[0], device)
+        rank = ranks.rank()
+        views = ranks.counts(self.shape[0])
         first_view = sum(views[:rank])
-        first = sum(ranks.counts(len(self.prototypes), device)[:rank])
+        first = sum(ranks.counts(len(self.prototypes))[:rank])
         return replace(
             self,
             pixel_segment=self.pixel_segment + first,

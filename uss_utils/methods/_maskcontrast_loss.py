@@ -227,8 +227,7 @@ def contrast_and_accuracy(
     A pixel finds its object if no other candidate is as much like it as its own
     prototype; the share is a scalar in [0, 1], 0 where there is no object.
     """
-    device = query.device
-    images = ranks.counts(len(query), device)
+    images = ranks.counts(len(query))
     masks, n = _check_step(
         query, query_masks, prototypes, queue, temperature, sum(images)
     )
@@ -240,10 +239,10 @@ def contrast_and_accuracy(
         anchors = Anchors(*(x[keep] for x in anchors))
         anchors = anchors._replace(label=place[anchors.label])
         prototypes = prototypes[valid]
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False):
         query = as_float(query)
         candidates = torch.cat([prototypes, queue.T]).to(query)
-        pixels = sum(ranks.counts(len(anchors.label), device))
+        pixels = sum(ranks.counts(len(anchors.label)))
         sizes = torch.bincount(anchors.label, minlength=len(candidates))
         weights = _damped(ranks.total(sizes), pixels).to(query)[anchors.label]
         # A sum over the share of each process, averaged over processes, is the mean.

@@ -170,8 +170,8 @@ def _most_objects(*masks: Tensor) -> int:
 
 def _saliency(logits: Tensor, inside: Tensor) -> Tensor:
     """The balanced cross-entropy whose shares and mean are those of all processes."""
-    own, device = inside.numel(), inside.device
-    everywhere = sum(ranks.counts(own, device))
+    own = inside.numel()
+    everywhere = sum(ranks.counts(own))
     background = 1 - ranks.total(inside.sum()).to(as_float(logits)) / everywhere
     scale = ranks.world_size() * own / everywhere
     return balanced_bce(logits, inside, background) * scale
